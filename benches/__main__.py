@@ -1,0 +1,81 @@
+"""The command: `python -m benches [W1 W1q W1p W6 start] [--quick]`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+
+from benches import start, w1_fanout, w1p_patterns, w1q_queue, w6_codec
+from benches.machine import machine
+from benches.measure import Result, measure
+from benches.report import as_data, print_machine, print_result, print_summary
+
+WORKLOADS = {
+    "W1": w1_fanout.workloads,
+    "W1q": w1q_queue.workloads,
+    "W1p": w1p_patterns.workloads,
+    "W6": w6_codec.workloads,
+}
+CHOICES = [*WORKLOADS, "start"]
+
+
+def arguments() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(prog="python -m benches", description=__doc__)
+    parser.add_argument("workloads", nargs="*", metavar="WORKLOAD", help=", ".join(CHOICES))
+    parser.add_argument("--quick", action="store_true", help="fewer operations and rounds")
+    parser.add_argument("--rounds", type=int, help="rounds per peer (7; quick: 3)")
+    parser.add_argument("--scale", type=float, help="factor for the operations (1; quick: 0.2)")
+    parser.add_argument(
+        "--cpu", action="store_true", help="time the processor, not the wall: for a busy machine"
+    )
+    parser.add_argument("--gc", action="store_true", help="let the garbage collector run")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all rounds to a file")
+    given = parser.parse_args()
+    unknown = set(given.workloads) - set(CHOICES)
+    if unknown:
+        parser.error(f"unknown: {', '.join(sorted(unknown))}; choose from {', '.join(CHOICES)}")
+    given.workloads = given.workloads or CHOICES
+    given.rounds = given.rounds or (3 if given.quick else 7)
+    given.scale = given.scale or (0.2 if given.quick else 1.0)
+    return given
+
+
+def main() -> int:
+    """Run what was asked for and print it; return 0: a figure is not a test."""
+    given = arguments()
+    begin = time.monotonic()
+    on = machine()
+    print_machine(on)
+    print(f"{'processor time' if given.cpu else 'wall clock'}, medians of interleaved rounds")
+    results: list[Result] = []
+
+    def add(result: Result) -> None:
+        results.append(result)
+        print_result(result, given.scale)
+        sys.stdout.flush()
+
+    for name, workloads in WORKLOADS.items():
+        for workload in workloads() if name in given.workloads else ():
+            how = {"rounds": given.rounds, "cpu": given.cpu, "collect": given.gc}
+            add(measure(workload, scale=given.scale, **how))
+    if "start" in given.workloads:
+        for result in start.results(given.rounds, cpu=given.cpu):
+            add(result)
+    print_summary(results)
+    print(f"{time.monotonic() - begin:.0f} s")
+    if given.json:
+        data = {
+            "machine": on,
+            "clock": "cpu" if given.cpu else "wall",
+            "results": [as_data(result) for result in results],
+        }
+        given.json.write_text(json.dumps(data, indent=1, ensure_ascii=False), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,109 @@
+"""An event bus: broadcast, durable queues, records and one atomic commit."""
+
+import atexit
+import os
+
+from eventbus import _eventbus
+from eventbus._eventbus import __version__
+
+# The runtime must end while the interpreter is whole, and is dead in a forked child.
+atexit.register(_eventbus._shutdown)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_eventbus._after_fork_in_child)
+
+from eventbus.bus import Bus, DeadLetters, EventBus, InMemoryEventBus
+from eventbus.config import ConsumeOptions, RetryPolicy
+from eventbus.consumer import Consumer, Deliveries
+from eventbus.delivery import Delivery, Transaction, current_delivery
+from eventbus.dispatch import Registration, Registry, event_handler
+from eventbus.errors import (
+    BusClosedError,
+    ConfigError,
+    ConfigurationError,
+    ConnectError,
+    DataknobsError,
+    DecodeError,
+    EncodeError,
+    EventBusError,
+    ForkedError,
+    InternalError,
+    LeaseLost,
+    NotConnectedError,
+    NotFoundError,
+    OperationError,
+    OperationTimeout,
+    PayloadTooLarge,
+    QueueFull,
+    Reject,
+    Retry,
+    TopicError,
+    UnsupportedError,
+    VersionConflict,
+)
+from eventbus.factory import (
+    EventBusConfig,
+    EventBusFactory,
+    MemoryEventBusConfig,
+    connect,
+    create_event_bus,
+    create_event_bus_async,
+    event_bus_backends,
+)
+from eventbus.stream import Stream
+from eventbus.subscription import Subscription
+from eventbus.types import DeadLetter, Event, EventType, Gap, MessageInfo, Record
+
+__all__ = [
+    "Bus",
+    "BusClosedError",
+    "ConfigError",
+    "ConfigurationError",
+    "ConnectError",
+    "ConsumeOptions",
+    "Consumer",
+    "DataknobsError",
+    "DeadLetter",
+    "DeadLetters",
+    "DecodeError",
+    "Deliveries",
+    "Delivery",
+    "EncodeError",
+    "Event",
+    "EventBus",
+    "EventBusConfig",
+    "EventBusError",
+    "EventBusFactory",
+    "EventType",
+    "ForkedError",
+    "Gap",
+    "InMemoryEventBus",
+    "InternalError",
+    "LeaseLost",
+    "MemoryEventBusConfig",
+    "MessageInfo",
+    "NotConnectedError",
+    "NotFoundError",
+    "OperationError",
+    "OperationTimeout",
+    "PayloadTooLarge",
+    "QueueFull",
+    "Record",
+    "Registration",
+    "Registry",
+    "Reject",
+    "Retry",
+    "RetryPolicy",
+    "Stream",
+    "Subscription",
+    "TopicError",
+    "Transaction",
+    "UnsupportedError",
+    "VersionConflict",
+    "__version__",
+    "connect",
+    "create_event_bus",
+    "create_event_bus_async",
+    "current_delivery",
+    "event_bus_backends",
+    "event_handler",
+]

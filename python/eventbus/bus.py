@@ -1,0 +1,861 @@
+"""The bus: publish, subscribe, consume, transactions and records."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import weakref
+from collections.abc import Callable, Iterable, Mapping
+from datetime import datetime
+from types import MappingProxyType, ModuleType, TracebackType
+from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar, Unpack, runtime_checkable
+
+from eventbus import dispatch
+from eventbus._eventbus import CoreBus
+from eventbus.config import (
+    ConsumeOptions,
+    DeliveryMode,
+    MemoryOptions,
+    Overflow,
+    RetryPolicy,
+    Seconds,
+    seconds,
+)
+from eventbus.consumer import ConsumeHandler, Consumer, Deliveries
+from eventbus.delivery import Transaction
+from eventbus.errors import (
+    BusClosedError,
+    ConfigError,
+    EventBusError,
+    InvalidArgumentError,
+    NotConnectedError,
+)
+from eventbus.outbox import Outbox
+from eventbus.stream import Stream
+from eventbus.subscription import GapHandler, Handler, QueuedReceiver, Subscription
+from eventbus.types import BusState, DeadLetter, Event, MessageInfo, PublishOptions, Record, new_id
+
+if TYPE_CHECKING:
+    from eventbus._eventbus import CoreConsumer
+    from eventbus.factory import MemoryEventBusConfig
+    from eventbus.figures import BusFigures, Health
+
+__all__ = ["Bus", "DeadLetters", "EventBus", "InMemoryEventBus"]
+
+log = logging.getLogger("eventbus.bus")
+
+# The codec recurses: deeper nesting could exhaust the stack of a small thread.
+_MOST_DEPTH = 512
+_OVERFLOWS: tuple[Overflow, ...] = ("drop_oldest", "drop_newest", "close")
+
+_Choice = TypeVar("_Choice", bound=str)
+# What a draining bus refuses.
+_INTAKE = ("subscribe", "consume", "declare_group")
+
+Topics = str | Iterable[str]
+ErrorHook = Callable[[str, BaseException], object]
+
+
+@runtime_checkable
+class EventBus(Protocol):
+    """What every bus of the DataKnobs contract offers (D13)."""
+
+    async def connect(self) -> None:
+        """Open the bus."""
+
+    async def close(self) -> None:
+        """Close the bus and drop its subscriptions."""
+
+    async def publish(self, topic: str, event: Event) -> None:
+        """Publish an event on a topic."""
+
+    async def subscribe(
+        self, topic: str, handler: Callable[[Event], Any], pattern: str | None = None
+    ) -> Subscription:
+        """Call the handler with each event on the topic, or of the pattern."""
+        ...
+
+
+class Bus(CoreBus):
+    """An event bus over the embedded memory backend; ``eventbus.connect`` makes one.
+
+    Use it as ``async with connect() as bus:``; leaving the block drains it. Several event loops and
+    threads may share one bus: a subscription's handler runs on the loop that subscribed, an inline
+    one in the publisher's task. After a fork the child must make a bus of its own
+    (``ForkedError``).
+
+    Attributes:
+        on_handler_error: Called with (subscription id or group, exception) when a handler raised,
+            after it was logged; ``None`` by default.
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str | None = None,
+        delivery: DeliveryMode = "inline",
+        queue_size: int = 10_000,
+        overflow: Overflow = "drop_oldest",
+        outbox_size: int = 10_000,
+        drain_timeout: Seconds = 25.0,
+        strict: bool = False,
+        max_message_bytes: int = 1 << 20,
+        max_depth: int = 64,
+        max_elements: int = 100_000,
+        _any_topic: bool = False,
+        _manual_clock: int | None = None,
+        **backend: Unpack[MemoryOptions],
+    ) -> None:
+        """Make a bus that is not connected yet.
+
+        Args:
+            name: Share the backend with every bus of this name in the process.
+            delivery: ``"inline"``: handlers have run when ``publish`` returns; ``"queued"``: each
+                subscription has a buffer and a task of its own.
+            queue_size: Events buffered per queued subscription or stream.
+            overflow: What a full buffer does: ``"drop_oldest"``, ``"drop_newest"`` or ``"close"``;
+                each announces a gap.
+            outbox_size: Events buffered by ``publish_nowait``.
+            drain_timeout: Seconds that running handlers get when the bus is drained.
+            strict: Encode broadcasts too, so that a payload that would fail on a broker fails here.
+            max_message_bytes: Largest encoded message.
+            max_depth: Deepest nesting of a payload, at most 512.
+            max_elements: Most elements in a payload.
+            **backend: Options of the memory backend: ``max_length`` (messages per group),
+                ``dedup_window`` (seconds), ``max_dedup_ids``, ``dead_retention`` (seconds),
+                ``max_dead``, ``max_tombstones``.
+
+        Raises:
+            ConfigError: An option is unknown or out of range.
+        """
+        super().__init__()
+        self._delivery = _one_of("delivery", delivery, ("inline", "queued"), ConfigError)
+        self._queue_size = _positive("queue_size", queue_size, ConfigError)
+        self._overflow: Overflow = _one_of("overflow", overflow, _OVERFLOWS, ConfigError)
+        self._drain_timeout = seconds(drain_timeout, "drain_timeout")
+        if self._drain_timeout < 0 or math.isnan(self._drain_timeout):
+            raise ConfigError(f"drain_timeout={drain_timeout!r} must be 0 seconds or more")
+        self._outbox = Outbox(self, _positive("outbox_size", outbox_size, ConfigError))
+        for option, window in (
+            ("dedup_window", backend.get("dedup_window")),
+            ("dead_retention", backend.get("dead_retention")),
+        ):
+            if window is not None and not seconds(window, option) > 0:
+                raise ConfigError(f"{option}={window!r} must be more than 0 seconds")
+        self._open(
+            name,
+            {**backend},
+            strict_topics=not _any_topic,
+            strict_payloads=strict,
+            max_bytes=_positive("max_message_bytes", max_message_bytes, ConfigError),
+            max_depth=_positive("max_depth", max_depth, ConfigError, most=_MOST_DEPTH),
+            max_elements=_positive("max_elements", max_elements, ConfigError),
+            manual_clock=_manual_clock,
+        )
+        self._subscriptions: dict[str, Callable[[], None]] = {}
+        self._receivers: dict[str, QueuedReceiver] = {}
+        self._consumers: set[Consumer] = set()
+        self._streams: weakref.WeakSet[Stream] = weakref.WeakSet()
+        self._deliveries: weakref.WeakSet[Deliveries] = weakref.WeakSet()
+        self._state: BusState = "new"
+        self.on_handler_error: ErrorHook | None = None
+        self.on_state_change: Callable[[BusState], object] | None = None
+
+    # Life
+
+    async def connect(self) -> None:
+        """Open the bus. Idempotent; a closed bus opens again, without its old subscriptions."""
+        self._check_origin()
+        self._set_live(True)
+        self._enter("live")
+
+    async def close(self) -> None:
+        """Drain with the ``drain_timeout`` of the bus. Idempotent."""
+        await self.drain()
+
+    async def drain(self, timeout: Seconds | None = None) -> None:
+        """Flush, stop intake, finish what runs, release what waits, close. Idempotent.
+
+        Called inside a handler it does not wait for that handler.
+
+        Args:
+            timeout: Seconds or a timedelta for handlers that run; ``drain_timeout`` by default.
+                Later ones are cancelled and their deliveries released, counting no attempt.
+        """
+        limit = self._drain_timeout if timeout is None else seconds(timeout, "timeout")
+        if self._state in ("new", "closed"):
+            self._enter("closed")
+            return
+        self._enter("draining")
+        # From now on each call asks `_not_live`, which refuses new receivers.
+        self._set_live(False)
+        deadline = asyncio.get_running_loop().time() + limit
+        try:
+            if len(self._outbox):
+                async with asyncio.timeout(limit):
+                    await self._outbox.flush()
+        except TimeoutError:
+            self._outbox.fail_waiting(BusClosedError("the bus was closed before it was published"))
+        except Exception:
+            log.exception("buffered publishes failed while draining")
+        caller = asyncio.current_task()
+        stops = [consumer._stop(limit, caller) for consumer in list(self._consumers)]
+        if stops:
+            await asyncio.gather(*stops)
+        for deliveries in list(self._deliveries):
+            await deliveries.aclose()
+        for stream in list(self._streams):
+            stream._stop()
+        await self._drain_receivers(deadline)
+        self._drop_subscriptions()
+        self._set_live(False)
+        self._enter("closed")
+
+    async def _drain_receivers(self, deadline: float) -> None:
+        """Let queued subscriptions handle what is buffered, until the deadline."""
+        current = asyncio.current_task()
+        loop = asyncio.get_running_loop()
+        for receiver in self._receivers.values():
+            receiver.stop()
+        own = [
+            receiver.task
+            for receiver in self._receivers.values()
+            if receiver.task.get_loop() is loop and receiver.task is not current
+        ]
+        if not own:
+            return
+        # A handler that awaits this close cannot end before it: do not wait for its receiver.
+        _, late = await asyncio.wait(own, timeout=max(0.0, deadline - loop.time()))
+        for task in late:
+            task.cancel()
+        if late:
+            await asyncio.wait(late, timeout=1.0)
+
+    def _drop_subscriptions(self) -> None:
+        for remove in list(self._subscriptions.values()):
+            remove()
+        self._subscriptions.clear()
+        self._receivers.clear()
+
+    def _enter(self, state: BusState) -> None:
+        if state != self._state:
+            self._state = state
+            if self.on_state_change is not None:
+                self.on_state_change(state)
+
+    async def __aenter__(self) -> Self:
+        """Connect."""
+        await self.connect()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Drain and close."""
+        await self.drain()
+
+    def __bool__(self) -> bool:
+        """A bus is true in every state."""
+        return True
+
+    @property
+    def state(self) -> BusState:
+        """``new``, ``live``, ``draining`` or ``closed``; ``on_state_change`` is told it."""
+        return self._state
+
+    @property
+    def capabilities(self) -> MappingProxyType[str, Any]:
+        """What the backend can do.
+
+        ``name``, ``in_process``, ``durable``, ``replay`` and ``max_partitions``.
+        """
+        return MappingProxyType(self._capabilities())
+
+    @property
+    def counters(self) -> dict[str, int]:
+        """Counts since the bus was made.
+
+        ``delivered``, ``failed``, ``dropped``, ``malformed``, ``gaps`` and ``leases_lost``.
+        """
+        return self._counters()
+
+    @property
+    def subscription_count(self) -> int:
+        """How many subscriptions are active."""
+        return len(self._subscriptions)
+
+    def _not_live(self, operation: str) -> None:
+        """Refuse a call on a bus that is not connected; called by the core."""
+        if self._state == "draining" and operation not in _INTAKE:
+            # What still runs may finish its work.
+            return
+        if self._state in ("closed", "draining"):
+            raise BusClosedError(f"{type(self).__name__} is closed: cannot {operation}")
+        raise NotConnectedError(
+            f"{type(self).__name__} not connected: use 'async with bus:' or 'await bus.connect()'"
+        )
+
+    def _delayed_dropped(self, topic: str) -> None:
+        """Tell that a delayed event has nowhere to wait; called by the core."""
+        log.warning("delayed event dropped, no group is bound topic=%s", topic)
+
+    def _handler_failed(self, name: object, error: BaseException) -> None:
+        """Log a handler's exception and tell the hook; called by the core."""
+        logging.getLogger("eventbus.handlers").error(
+            "Error in event handler for subscription %s", name, exc_info=error
+        )
+        if self.on_handler_error is not None:
+            try:
+                self.on_handler_error(str(name), error)
+            except Exception:
+                # A broken hook must not reach the publisher, nor stop the other handlers.
+                log.exception("error in handler error hook subscription=%s", name)
+
+    # Broadcast
+
+    async def subscribe(
+        self,
+        topic: str,
+        handler: Handler,
+        pattern: str | None = None,
+        *,
+        on_gap: GapHandler | None = None,
+        delivery: DeliveryMode | None = None,
+        queue_size: int | None = None,
+        overflow: Overflow | None = None,
+    ) -> Subscription:
+        """Call the handler with every event that is published from now on.
+
+        Args:
+            topic: The topic; with a pattern it is only kept in the subscription.
+            handler: ``async def``, function, or anything callable; awaited when it returns a
+                coroutine. An annotation with a dataclass, TypedDict, msgspec or pydantic type gets
+                the payload converted.
+            pattern: ``fnmatch`` syntax: ``*`` and ``?`` cross ``:``.
+            on_gap: Called with a ``Gap`` when events were lost.
+            delivery: ``"inline"`` or ``"queued"``; the bus's by default.
+            queue_size: Buffer in events when queued; the bus's by default.
+            overflow: Policy of a full buffer; the bus's by default.
+
+        Returns:
+            The subscription; ``await subscription.cancel()`` ends it.
+
+        Raises:
+            TypeError: The handler is not callable, topic or pattern is no str.
+            TopicError: The topic breaks a rule.
+            BusClosedError: The bus was closed.
+        """
+        if not callable(handler):
+            raise TypeError(f"handler must be callable, not {type(handler).__name__}: {handler!r}")
+        if not isinstance(topic, str):
+            raise TypeError(f"topic must be a str, not {type(topic).__name__}: {topic!r}")
+        if pattern is not None and not isinstance(pattern, str):
+            raise TypeError(f"pattern must be a str, not {type(pattern).__name__}: {pattern!r}")
+        how = self._delivery if delivery is None else delivery
+        how = _one_of("delivery", how, ("inline", "queued"))
+        size, policy = self._buffering("queue_size", queue_size, overflow, on_gap)
+        subscription_id = new_id()
+        text = pattern or topic
+        if how == "inline":
+            call = _converting(handler)
+            number = self._subscribe_inline(
+                text, bool(pattern), call, self._handler_failed, subscription_id
+            )
+            self._subscriptions[subscription_id] = lambda: self._remove_inline(number)
+        else:
+            core = self._subscribe_queued(text, bool(pattern), size, policy)
+            receiver = QueuedReceiver(self, core, subscription_id, _converting(handler), on_gap)
+            self._receivers[subscription_id] = receiver
+            self._subscriptions[subscription_id] = receiver.cancel
+        return Subscription(subscription_id, topic, handler, pattern, _cancel_callback=self._cancel)
+
+    def _remove_inline(self, number: int) -> None:
+        self._unsubscribe(number)
+
+    def _buffering(
+        self, name: str, size: int | None, overflow: Overflow | None, on_gap: GapHandler | None
+    ) -> tuple[int, Overflow]:
+        """Check how a subscription is buffered; what is not given is as for the bus."""
+        if on_gap is not None and not callable(on_gap):
+            raise TypeError(f"on_gap must be callable, not {type(on_gap).__name__}: {on_gap!r}")
+        if overflow is not None:
+            _one_of("overflow", overflow, _OVERFLOWS)
+        return (
+            self._queue_size if size is None else _positive(name, size),
+            self._overflow if overflow is None else overflow,
+        )
+
+    async def _cancel(self, subscription_id: str) -> None:
+        remove = self._subscriptions.pop(subscription_id, None)
+        self._receivers.pop(subscription_id, None)
+        if remove is not None:
+            remove()
+
+    def stream(
+        self,
+        topic: str | None = None,
+        *,
+        pattern: str | None = None,
+        buffer: int | None = None,
+        overflow: Overflow | None = None,
+        on_gap: GapHandler | None = None,
+    ) -> Stream:
+        """Return the events of a topic or pattern as an async iterator.
+
+        Args:
+            topic: The topic, or
+            pattern: the pattern.
+            buffer: Events buffered; the bus's ``queue_size`` by default.
+            overflow: Policy of a full buffer; the bus's by default.
+            on_gap: Called with a ``Gap`` when events were lost.
+        """
+        size, policy = self._buffering("buffer", buffer, overflow, on_gap)
+        return Stream(self, topic, pattern, size, policy, on_gap)
+
+    def publish_nowait(self, topic: str, event: object, **options: Unpack[PublishOptions]) -> None:
+        """Buffer a publish; ``await bus.flush()`` waits for it and raises what failed.
+
+        Args:
+            topic: The topic.
+            event: An event or a plain payload.
+            **options: As for ``publish``.
+
+        Raises:
+            QueueFull: The buffer is full; the event was not taken.
+            RuntimeError: No event loop is running in this thread.
+        """
+        self._check_origin()
+        self._outbox.put(topic, event, options)
+
+    async def flush(self) -> None:
+        """Wait until everything given to ``publish_nowait`` so far was published.
+
+        Raises:
+            EventBusError: The one publish that failed since the last flush.
+            ExceptionGroup: When several failed.
+        """
+        await self._outbox.flush()
+
+    # Queues
+
+    async def consume(
+        self,
+        topic: Topics | None,
+        handler: ConsumeHandler,
+        *,
+        pattern: str | None = None,
+        group: str = "default",
+        concurrency: int = 16,
+        batch: int | None = None,
+        timeout: Seconds | None = None,
+        lease: Seconds = 30.0,
+        max_lease: Seconds = 3600.0,
+        max_length: int | None = None,
+        retry: RetryPolicy | None = None,
+    ) -> Consumer:
+        """Handle the events of a group: each is handled by one consumer, at least once.
+
+        The group is declared, durably, before this returns: what is published after that waits in
+        it, whether or not a consumer is there. Handler returns → acknowledged; raises → tried again
+        with back-off, then a dead letter; ``raise Retry(...)`` and ``raise Reject(...)`` say it.
+
+        Args:
+            topic: A topic, several, or ``None`` when only a pattern is given.
+            handler: Called with the event (or with what its annotation asks for); a parameter
+                annotated ``Delivery`` gets the delivery.
+            pattern: A pattern, beside or instead of topics.
+            group: The durable queue.
+            concurrency: Deliveries handled at a time.
+            batch: Call the handler with a list of up to this many events.
+            timeout: Seconds a handler may run.
+            lease: Seconds a claim holds; renewed while the handler runs.
+            max_lease: Seconds it is renewed at most.
+            max_length: Most messages in the group; then publishing raises ``QueueFull``.
+            retry: What follows a failure.
+
+        Returns:
+            The running consumer; ``await consumer.stop()`` ends it.
+
+        Raises:
+            ConfigError: Options out of range, all problems at once.
+            TypeError: The handler is not callable.
+            TopicError: A topic or the group breaks a rule.
+        """
+        if not callable(handler):
+            raise TypeError(f"handler must be callable, not {type(handler).__name__}: {handler!r}")
+        options = ConsumeOptions(
+            group=group,
+            concurrency=concurrency,
+            batch=batch,
+            timeout=None if timeout is None else seconds(timeout, "timeout"),
+            lease=seconds(lease, "lease"),
+            max_lease=seconds(max_lease, "max_lease"),
+            max_length=max_length,
+            retry=retry or RetryPolicy(),
+        )
+        core: CoreConsumer = await self._consume(_bindings(topic, pattern), options)
+        consumer = Consumer(self, core, handler, options)
+        self._consumers.add(consumer)
+        return consumer
+
+    def deliveries(
+        self,
+        topic: Topics | None,
+        *,
+        pattern: str | None = None,
+        group: str = "default",
+        prefetch: int = 16,
+        lease: Seconds = 30.0,
+        max_lease: Seconds = 3600.0,
+        max_length: int | None = None,
+        retry: RetryPolicy | None = None,
+    ) -> Deliveries:
+        """Return the deliveries of a group as an async iterator; settle each yourself.
+
+        Args:
+            topic: A topic, several, or ``None`` when only a pattern is given.
+            pattern: A pattern, beside or instead of topics.
+            group: The durable queue.
+            prefetch: Most deliveries in hand, settled ones not counted.
+            lease: Seconds a claim holds; renewed until the delivery is settled.
+            max_lease: Seconds it is renewed at most.
+            max_length: Most messages in the group.
+            retry: What ``delivery.retry()`` does.
+        """
+        options = ConsumeOptions(
+            group=group,
+            concurrency=prefetch,
+            lease=seconds(lease, "lease"),
+            max_lease=seconds(max_lease, "max_lease"),
+            max_length=max_length,
+            retry=retry or RetryPolicy(),
+        )
+        return Deliveries(self, _bindings(topic, pattern), options)
+
+    async def declare_group(
+        self,
+        group: str,
+        topic: Topics | None = None,
+        *,
+        pattern: str | None = None,
+        max_length: int | None = None,
+    ) -> None:
+        """Declare a group without consuming: what is published from now on waits in it."""
+        if max_length is not None:
+            _positive("max_length", max_length)
+        await self._declare_group(_text("group", group), _bindings(topic, pattern), max_length)
+
+    async def unbind(
+        self, group: str, topic: Topics | None = None, *, pattern: str | None = None
+    ) -> int:
+        """Remove bindings and what waits for them; return how many messages were removed."""
+        return await self._group_action("unbind", _text("group", group), _bindings(topic, pattern))
+
+    async def delete_group(self, group: str) -> int:
+        """Remove a group with everything in it; return how many messages were removed."""
+        return await self._group_action("delete", _text("group", group))
+
+    async def purge(self, group: str) -> int:
+        """Remove what waits, not what is being handled; return how many messages."""
+        return await self._group_action("purge", _text("group", group))
+
+    async def pause(self, group: str) -> None:
+        """Stop claims of a group on every worker; what is being handled goes on."""
+        await self._group_action("pause", _text("group", group))
+
+    async def resume(self, group: str) -> None:
+        """Let a paused group be claimed again."""
+        await self._group_action("resume", _text("group", group))
+
+    async def message(self, group: str, message_id: str) -> list[MessageInfo]:
+        """Return the waiting and active copies of a message, one per binding that matched."""
+        return [MessageInfo(**copy) for copy in await self._message(group, message_id)]
+
+    async def cancel_message(self, group: str, message_id: str) -> int:
+        """Remove a waiting message; return how many copies were removed."""
+        return await self._message_action(group, message_id, "cancel", None)
+
+    async def promote_message(self, group: str, message_id: str) -> int:
+        """Make a delayed message due now; return how many copies changed."""
+        return await self._message_action(group, message_id, "promote", None)
+
+    async def reschedule_message(self, group: str, message_id: str, at: datetime) -> int:
+        """Make a waiting message due at another time; return how many copies changed."""
+        return await self._message_action(group, message_id, "reschedule", at)
+
+    def dead_letters(self, group: str) -> DeadLetters:
+        """Return the dead letters of a group: list, retry, discard."""
+        return DeadLetters(self, group)
+
+    # Records and transactions
+
+    def transaction(self) -> Transaction:
+        """Return a transaction: ``async with bus.transaction() as tx:`` commits at its end."""
+        return Transaction(self)
+
+    async def read(self, key: str) -> Record | None:
+        """Return a record, or ``None`` when there is none of this key."""
+        found = await self._read([_text("key", key)])
+        return None if found[0] is None else Record(*found[0])
+
+    async def scan(
+        self, prefix: str = "", *, after: str | None = None, limit: int = 100
+    ) -> list[Record]:
+        """Return records whose key begins with a prefix, in key order.
+
+        Args:
+            prefix: What the keys begin with.
+            after: Only keys greater than this one: the last key of the page before.
+            limit: Most records to return.
+        """
+        found = await self._scan(_text("prefix", prefix), after, _positive("limit", limit))
+        return [Record(*record) for record in found]
+
+    # Operation
+
+    async def inspect(self) -> BusFigures:
+        """Return the figures of the bus: published, duplicates, records, and one dict per group.
+
+        A group has ``ready``, ``delayed``, ``in_flight``, ``dead``, ``oldest_age`` (seconds),
+        ``accepted``, ``acked``, ``retried``, ``expired_leases``, ``removed``, ``paused`` and
+        ``bindings``.
+        """
+        return await self._inspect()
+
+    async def health(self) -> Health:
+        """Return ``ok`` (bool), ``state``, ``backend``, ``counters`` and ``warnings`` (list)."""
+        return {
+            "ok": self._state == "live",
+            "state": self._state,
+            "backend": dict(self.capabilities),
+            "counters": self.counters,
+            "warnings": [],
+        }
+
+    async def wait_idle(self, timeout: Seconds = 5.0) -> None:
+        """Wait until this bus has nothing left to do; for tests.
+
+        Idle: the outbox and every buffer are empty, no handler runs, and no group with a consumer
+        of this bus has anything ready or in flight. Delayed messages do not count.
+
+        Raises:
+            TimeoutError: Not idle in time.
+        """
+        async with asyncio.timeout(seconds(timeout, "timeout")):
+            pause = 0.0
+            while not await self._is_idle():
+                await asyncio.sleep(pause)
+                pause = min(pause + 0.0005, 0.02)
+
+    async def _is_idle(self) -> bool:
+        if len(self._outbox) or not all(one.idle for one in self._receivers.values()):
+            return False
+        if not self._consumers:
+            return True
+        own = {consumer.group for consumer in self._consumers}
+        figures = await self.inspect()
+        return not any(
+            group["ready"] or group["in_flight"]
+            for group in figures["groups"]
+            if group["group"] in own
+        )
+
+    async def include(
+        self, target: ModuleType | dispatch.Registry | object
+    ) -> list[Subscription | Consumer]:
+        """Start the decorated handlers of a module, a registry or an instance.
+
+        Returns:
+            The subscriptions and consumers that were started.
+
+        Raises:
+            InvalidArgumentError: It has no decorated handlers.
+        """
+        started: list[Subscription | Consumer] = []
+        for registration, handler in dispatch.handlers_of(target):
+            call = registration.callable_for(handler)
+            if registration.group is not None:
+                started.append(
+                    await self.consume(
+                        registration.topics,
+                        call,
+                        pattern=registration.pattern,
+                        group=registration.group,
+                        **registration.options,
+                    )
+                )
+                continue
+            where: list[tuple[str, str | None]] = [(topic, None) for topic in registration.topics]
+            if registration.pattern is not None:
+                where.append((registration.pattern, registration.pattern))
+            started += [
+                await self.subscribe(topic, call, pattern, **registration.options)
+                for topic, pattern in where
+            ]
+        return started
+
+    def __repr__(self) -> str:
+        """Return class and state."""
+        return f"<{type(self).__name__} {self._state}>"
+
+
+class DeadLetters:
+    """The dead letters of a group; made by ``Bus.dead_letters``."""
+
+    def __init__(self, bus: Bus, group: str) -> None:
+        """Remember bus and group."""
+        self._bus = bus
+        self._group = group
+
+    async def list(self, *, after: str | None = None, limit: int = 100) -> list[DeadLetter]:
+        """Return dead letters, oldest first.
+
+        Args:
+            after: Only those after this message id: the last one of the page before.
+            limit: Most to return.
+        """
+        found = await self._bus._dead_letters(self._group, after, _positive("limit", limit))
+        return [DeadLetter(**letter) for letter in found]
+
+    async def retry(self, *message_ids: str) -> int:
+        """Queue dead letters again with fresh counters; return how many were found."""
+        return await self._bus._settle_dead(self._group, message_ids, True)
+
+    async def discard(self, *message_ids: str) -> int:
+        """Remove dead letters; return how many were found."""
+        return await self._bus._settle_dead(self._group, message_ids, False)
+
+
+class InMemoryEventBus(Bus):
+    """The DataKnobs in-memory bus: works unconnected, takes any topic, never waits at ``close``.
+
+    Args as for ``Bus``; a mapping or a config object may come first (contract D15, D20).
+    """
+
+    def __init__(
+        self, config: Mapping[str, Any] | MemoryEventBusConfig | None = None, **options: Any
+    ) -> None:
+        """Make a bus; see ``Bus``.
+
+        Raises:
+            ConfigError: An option is out of range.
+        """
+        from eventbus.factory import MemoryEventBusConfig, memory_options
+
+        super().__init__(_any_topic=True, **memory_options(type(self).__name__, config, options))
+        self._warned = False
+        self._config = (
+            config if isinstance(config, MemoryEventBusConfig) else MemoryEventBusConfig()
+        )
+
+    @property
+    def _connected(self) -> bool:
+        return self._state == "live"
+
+    async def connect(self) -> None:
+        """Open the bus. Idempotent."""
+        await super().connect()
+
+    async def close(self) -> None:
+        """Drop all subscriptions and return at once; a running inline handler ends by itself."""
+        for consumer in list(self._consumers):
+            await consumer.stop(0.0)
+        for stream in list(self._streams):
+            stream._stop()
+        self._drop_subscriptions()
+        self._set_live(False)
+        self._enter("closed")
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any] | MemoryEventBusConfig) -> Self:
+        """Make a bus from a mapping or a config object (contract D20)."""
+        from eventbus.factory import check_memory_config
+
+        check_memory_config(f"{cls.__name__}.from_config", config)
+        return cls(config=config)
+
+    @classmethod
+    async def from_config_async(cls, config: Mapping[str, Any] | MemoryEventBusConfig) -> Self:
+        """Make what ``from_config`` makes."""
+        return cls.from_config(config)
+
+    @property
+    def config(self) -> MemoryEventBusConfig:
+        """The configuration."""
+        return self._config
+
+    def _enter(self, state: BusState) -> None:
+        if state != self._state:
+            # The warning of D36 comes once per connection state.
+            self._warned = False
+        super()._enter(state)
+
+    def _not_live(self, operation: str) -> None:
+        if operation == "publish" and not self._warned:
+            self._warned = True
+            log.warning("Publishing to disconnected event bus")
+
+
+def _converting(handler: Handler) -> Handler:
+    """Return the handler, or one that converts the payload as its annotation asks."""
+    from eventbus.payloads import converter
+
+    convert = converter(handler)
+    if convert is None:
+        return handler
+
+    def call(event: Event) -> Any:
+        return handler(convert(event))
+
+    return call
+
+
+def _bindings(topic: Topics | None, pattern: str | None) -> list[tuple[str, bool]]:
+    """Return (text, is pattern) pairs.
+
+    Raises:
+        TypeError: Neither topic nor pattern, or one that is no str.
+    """
+    topics = [topic] if isinstance(topic, str) else list(topic or ())
+    for text in [*topics, *([] if pattern is None else [pattern])]:
+        if not isinstance(text, str):
+            raise TypeError(f"topic must be a str, not {type(text).__name__}: {text!r}")
+    bindings = [(text, False) for text in topics]
+    if pattern is not None:
+        bindings.append((pattern, True))
+    if not bindings:
+        raise TypeError("give a topic, several, or pattern=")
+    return bindings
+
+
+def _one_of(
+    name: str,
+    value: _Choice,
+    valid: tuple[_Choice, ...],
+    error: type[EventBusError] = InvalidArgumentError,
+) -> _Choice:
+    if value not in valid:
+        raise error(f"{name}={value!r} must be one of {', '.join(valid)}")
+    return value
+
+
+def _positive(
+    name: str,
+    value: object,
+    error: type[EventBusError] = InvalidArgumentError,
+    *,
+    most: int = 2**63 - 1,
+) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
+        raise error(f"{name}={value!r} must be an int of at least 1 and at most {most}")
+    return value
+
+
+def _text(name: str, value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{name} must be a str, not {type(value).__name__}: {value!r}")
+    return value

@@ -1,0 +1,1 @@
+"""Code written for other event systems runs here: one subpackage per system."""

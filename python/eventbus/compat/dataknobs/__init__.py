@@ -1,0 +1,24 @@
+"""The names of ``dataknobs_common.events``: change the import and the code runs here.
+
+They are the same objects that ``eventbus`` offers (contract D1).
+"""
+
+from eventbus.compat.dataknobs.bus import EventBus, create_event_bus, create_event_bus_async
+from eventbus.compat.dataknobs.config import EventBusConfig, MemoryEventBusConfig
+from eventbus.compat.dataknobs.memory import InMemoryEventBus
+from eventbus.compat.dataknobs.registry import EventBusFactory, event_bus_backends
+from eventbus.compat.dataknobs.types import Event, EventType, Subscription
+
+__all__ = [
+    "Event",
+    "EventBus",
+    "EventBusConfig",
+    "EventBusFactory",
+    "EventType",
+    "InMemoryEventBus",
+    "MemoryEventBusConfig",
+    "Subscription",
+    "create_event_bus",
+    "create_event_bus_async",
+    "event_bus_backends",
+]

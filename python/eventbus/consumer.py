@@ -1,0 +1,472 @@
+"""Consumers: a fixed set of worker tasks that handle the deliveries of a group."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import logging
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Protocol, Self
+
+from eventbus._asyncio import is_own_cancellation
+from eventbus._eventbus import Invoke, Runner
+from eventbus.delivery import Delivery, _current, describe_error
+from eventbus.errors import (
+    BusClosedError,
+    EventBusError,
+    InvalidArgumentError,
+    LeaseLost,
+    NotFoundError,
+    Reject,
+    Retry,
+)
+from eventbus.payloads import Convert, converter, parameters
+from eventbus.subscription import Handler
+from eventbus.types import Event
+
+if TYPE_CHECKING:
+    from eventbus._eventbus import CoreConsumer, CoreDelivery
+    from eventbus.bus import Bus
+    from eventbus.config import ConsumeOptions
+
+__all__ = ["ConsumeHandler", "Consumer", "Deliveries"]
+
+log = logging.getLogger("eventbus.consumer")
+
+
+class _WithDelivery(Protocol):
+    def __call__(self, event: Any, delivery: Delivery, /) -> object: ...
+
+
+class _WithNamedDelivery(Protocol):
+    def __call__(self, event: Any, /, *, delivery: Delivery) -> object: ...
+
+
+ConsumeHandler = Handler | _WithDelivery | _WithNamedDelivery
+"""What ``consume`` calls: with the event, its payload, the delivery, or the first two and that."""
+
+# After an error of the backend itself, a worker tries again after this many seconds.
+_BACKEND_PAUSE = 1.0
+
+
+class Consumer:
+    """The running handler of a group; made by ``Bus.consume``.
+
+    Attributes:
+        group: The group.
+        handler: The handler.
+        options: How it claims and runs.
+    """
+
+    def __init__(
+        self, bus: Bus, core: CoreConsumer, handler: Callable[..., Any], options: ConsumeOptions
+    ) -> None:
+        """Start the worker tasks on the running loop."""
+        self._bus = bus
+        self._core = core
+        self.handler = handler
+        self.options = options
+        self.group = options.group
+        self._context = contextvars.copy_context()
+        self._loop = asyncio.get_running_loop()
+        self._stopping = False
+        self._leading = False
+        self._nudged = False
+        self._followers: deque[asyncio.Future[None]] = deque()
+        self._taken_back: set[int] = set()
+        self._batch: list[CoreDelivery] = []
+        create = self._loop.create_task
+        self._workers: dict[asyncio.Task[None], Runner | None] = {}
+        if options.batch is not None and any(hint is Delivery for _, hint in parameters(handler)):
+            raise TypeError(
+                f"batch={options.batch} gives the handler a list of events, so it cannot take a "
+                "Delivery; leave one of the two out"
+            )
+        if options.batch is not None:
+            task = create(self._work_in_batches(options.batch), name=f"eventbus-{self.group}")
+            self._workers[task] = None
+        else:
+            call, whole = self._calling(handler)
+            for number in range(options.concurrency):
+                runner = Runner(
+                    bus,
+                    core,
+                    call,
+                    whole,
+                    self._context,
+                    _current,
+                    self._nudge_once,
+                    self._late,
+                )
+                task = create(self._work(runner), name=f"eventbus-{self.group}-{number}")
+                self._workers[task] = runner
+        for task in self._workers:
+            # The task holds its runner and the runner this consumer: it must not be kept for ever.
+            task.add_done_callback(self._forget)
+        self._watcher = create(self._watch_leases(), name=f"eventbus-{self.group}-leases")
+
+    def _calling(self, handler: Callable[..., Any]) -> tuple[Callable[[Any], Any], bool]:
+        """Return what is called, and whether with the delivery instead of its event."""
+        convert = converter(handler)
+        found = parameters(handler)
+        name = next((name for name, hint in found if hint is Delivery), None)
+        call: Callable[[Any], Any] = handler
+        if name is not None:
+
+            def with_delivery(core: CoreDelivery) -> Any:
+                delivery = Delivery(core)
+                if found[0][0] == name:
+                    return handler(delivery)
+                event = core.event if convert is None else convert(core.event)
+                return handler(event, **{name: delivery})
+
+            call = with_delivery
+        elif convert is not None:
+
+            def with_payload(event: Event) -> Any:
+                return handler(convert(event))
+
+            call = with_payload
+        limit = self.options.timeout
+        return (call if limit is None else _limited(call, limit)), name is not None
+
+    async def _work(self, runner: Runner) -> None:
+        """Handle deliveries one after the other; the runner asks back when one goes wrong."""
+        try:
+            while not self._stopping:
+                try:
+                    decide = await runner
+                    if decide is None:
+                        await self._wait()
+                        continue
+                except (BusClosedError, NotFoundError) as error:
+                    self._end(error)
+                    return
+                except EventBusError:
+                    log.exception("cannot claim group=%s", self.group)
+                    await asyncio.sleep(_BACKEND_PAUSE)
+                    continue
+                core, what, acknowledging = decide
+                if acknowledging:
+                    await self._settled(core, what)
+                else:
+                    await self._failed(core, what)
+        finally:
+            # Also when this very worker is cancelled: another one must look for more.
+            self._nudge()
+
+    async def _work_in_batches(self, size: int) -> None:
+        """Handle up to ``size`` deliveries per call."""
+        convert = converter(self.handler, of_list=True)
+        while not self._stopping:
+            try:
+                first = self._core.take(self._bus)
+                if first is None:
+                    await self._wait()
+                    continue
+                batch = [first]
+                while len(batch) < size and (core := self._core.take(self._bus)) is not None:
+                    batch.append(core)
+            except (BusClosedError, NotFoundError) as error:
+                self._end(error)
+                return
+            self._batch = batch
+            await self._handle_batch(batch, convert)
+            self._batch = []
+            await asyncio.sleep(0)
+
+    async def _handle_batch(self, batch: list[CoreDelivery], convert: Convert | None) -> None:
+        events: list[Any] = []
+        fitting: list[CoreDelivery] = []
+        for core in batch:
+            try:
+                events.append(core.event if convert is None else convert(core.event))
+            except Exception as error:  # noqa: BLE001 - it settles the delivery
+                await self._failed(core, error)
+            else:
+                fitting.append(core)
+        if not fitting:
+            return
+        try:
+            async with asyncio.timeout(self.options.timeout):
+                await Invoke(self.handler, events, self._context)
+        except BaseException as error:  # noqa: BLE001 - it settles the batch or is raised again
+            await self._batch_failed(fitting, error)
+        else:
+            for core in fitting:
+                if not core.settled:
+                    await self._settle(core, core.settle_ack)
+
+    async def _batch_failed(self, batch: list[CoreDelivery], error: BaseException) -> None:
+        lost = [core for core in batch if core.fencing_token in self._taken_back]
+        if isinstance(error, asyncio.CancelledError) and lost:
+            await self._failed(lost[0], error)
+            self._taken_back.difference_update(core.fencing_token for core in lost)
+            # The lease of a neighbour is no failure of theirs: they go back uncounted.
+            for core in batch:
+                if core not in lost and not core.settled:
+                    await self._settle(core, core.settle_release)
+            return
+        for core in batch:
+            await self._failed(core, error)
+
+    def _end(self, error: EventBusError) -> None:
+        if isinstance(error, BusClosedError):
+            # Nothing is wrong: the bus, or the interpreter under a thread of its own, ends.
+            log.debug("consumer ends group=%s reason=%s", self.group, error)
+        elif not self._stopping:
+            log.error("consumer ends group=%s reason=%s", self.group, error)
+
+    async def _wait(self) -> None:
+        """Wait for something to claim; one worker asks the backend, the others wait for it."""
+        if not self._leading:
+            self._leading = True
+            try:
+                await self._core.wait()
+            finally:
+                self._leading = False
+            return
+        nudge: asyncio.Future[None] = self._loop.create_future()
+        self._followers.append(nudge)
+        try:
+            await nudge
+        finally:
+            self._nudged = False
+
+    def _nudge_once(self) -> None:
+        """Let another worker look for more; called when a handler suspends."""
+        if not self._nudged:
+            self._nudge()
+
+    def _nudge(self) -> None:
+        while self._followers:
+            follower = self._followers.popleft()
+            if not follower.done():
+                self._nudged = True
+                follower.set_result(None)
+                return
+
+    def _forget(self, task: asyncio.Task[None]) -> None:
+        self._workers.pop(task, None)
+
+    def _forgive(self, core: CoreDelivery) -> bool:
+        """Undo the cancellation of a handler whose lease was lost; return whether there was one.
+
+        Not the worker was cancelled but its handler, whatever that made of it.
+        """
+        if core.fencing_token not in self._taken_back:
+            return False
+        self._taken_back.discard(core.fencing_token)
+        task = asyncio.current_task()
+        if task is not None:
+            task.uncancel()
+        return True
+
+    async def _failed(self, core: CoreDelivery, error: BaseException) -> None:
+        """Settle a delivery whose handler raised.
+
+        Raises:
+            BaseException: The error, when it is not the handler's own: the worker is cancelled, or
+                the interpreter ends. The delivery is released, no attempt is counted.
+        """
+        lost = self._forgive(core)
+        if isinstance(error, asyncio.CancelledError):
+            if lost:
+                token = core.fencing_token
+                log.warning("handler cancelled, lease lost group=%s token=%s", self.group, token)
+                return
+            foreign = not is_own_cancellation(error)
+        else:
+            foreign = not isinstance(error, Exception)
+        if foreign:
+            if not core.settled:
+                await self._settle(core, core.settle_release)
+            raise error
+        self._bus._count(0, 1, 0, 0)
+        if core.settled:
+            self._bus._handler_failed(self.group, error)
+        elif isinstance(error, Reject):
+            await self._settle(core, lambda: core.settle_dead("rejected", str(error.reason)))
+        elif isinstance(error, Retry):
+            await self._settle(core, lambda: self._retry(core, error))
+        else:
+            self._bus._handler_failed(self.group, error)
+            text = describe_error(error)
+            await self._settle(core, lambda: core.settle_failed(text))
+
+    def _retry(self, core: CoreDelivery, asked: Retry) -> Any:
+        """Settle as ``Retry`` asks; one that cannot be used is an error of the handler."""
+        try:
+            reason = str(asked.reason or "retry asked for by the handler")
+            return core.settle_failed(reason, asked.after)
+        except (TypeError, InvalidArgumentError) as error:
+            self._bus._handler_failed(self.group, error)
+            return core.settle_failed(describe_error(error))
+
+    def _late(self, core: CoreDelivery, error: BaseException) -> None:
+        """Report an acknowledgement that changed nothing; called by the runner, in its task."""
+        self._forgive(core)
+        log.warning(
+            "acknowledged too late group=%s topic=%s reason=%s", self.group, core.topic, error
+        )
+
+    async def _settled(self, core: CoreDelivery, what: Any) -> None:
+        """Finish an acknowledgement that was not done at once."""
+        self._forgive(core)
+
+        def settle() -> Any:
+            if isinstance(what, BaseException):
+                raise what
+            return what
+
+        await self._settle(core, settle)
+
+    async def _settle(self, core: CoreDelivery, settle: Callable[[], Any]) -> None:
+        try:
+            pending = settle()
+            if pending is not None:
+                await pending
+        except LeaseLost:
+            log.warning("settled too late, lease lost group=%s topic=%s", self.group, core.topic)
+        except EventBusError:
+            log.exception("cannot settle group=%s topic=%s", self.group, core.topic)
+
+    async def _watch_leases(self) -> None:
+        """Cancel handlers whose lease was lost; their worker tasks go on."""
+        while lost := await self._core.lost():
+            for token in lost:
+                for task, runner in self._workers.items():
+                    if runner is not None and runner.token == token:
+                        self._taken_back.add(token)
+                        task.cancel("lease lost")
+                if any(core.fencing_token == token for core in self._batch):
+                    (task,) = self._workers
+                    first = not any(core.fencing_token in self._taken_back for core in self._batch)
+                    self._taken_back.add(token)
+                    if first:
+                        task.cancel("lease lost")
+
+    @property
+    def idle(self) -> bool:
+        """Whether no delivery is in hand."""
+        return self._core.in_hand == 0
+
+    async def stop(self, timeout: float | None = None) -> None:
+        """Claim nothing more, let running handlers finish, give the rest back. Idempotent.
+
+        Args:
+            timeout: Seconds for running handlers; then they are cancelled and their deliveries
+                released without counting an attempt. ``None`` waits for them.
+        """
+        await self._stop(timeout, asyncio.current_task())
+
+    async def _stop(self, timeout: float | None, current: asyncio.Task[Any] | None) -> None:
+        """Stop for a caller, who is not waited for: it may be one of the handlers."""
+        self._stopping = True
+        await self._core.stop()
+        own = self._loop is asyncio.get_running_loop()
+        workers = [task for task in self._workers if task is not current and not task.done()]
+        if own:
+            for task in workers:
+                runner = self._workers[task]
+                if not self._batch if runner is None else runner.token is None:
+                    task.cancel()
+            if workers:
+                _, late = await asyncio.wait(workers, timeout=timeout)
+                for task in late:
+                    task.cancel()
+                if late:
+                    await asyncio.wait(late, timeout=1.0)
+            self._watcher.cancel()
+            await asyncio.wait([self._watcher], timeout=1.0)
+        else:
+            for task in [*workers, self._watcher]:
+                if not self._loop.is_closed():
+                    self._loop.call_soon_threadsafe(task.cancel)
+        if current not in self._workers:
+            await self._core.release()
+        self._bus._consumers.discard(self)
+
+    def __repr__(self) -> str:
+        """Return group and handler."""
+        return f"Consumer(group={self.group!r}, handler={self.handler!r})"
+
+
+class Deliveries:
+    """The deliveries of a group as an async iterator; made by ``Bus.deliveries``.
+
+    The group is declared by ``async with`` or the first ``__anext__``. Leaving by any way releases
+    what was not handed over. A cancelled ``__anext__`` loses nothing.
+    """
+
+    def __init__(self, bus: Bus, bindings: list[tuple[str, bool]], options: ConsumeOptions) -> None:
+        """Remember what to claim."""
+        self._bus = bus
+        self._bindings = bindings
+        self._options = options
+        self._core: CoreConsumer | None = None
+        self._closed = False
+
+    async def _start(self) -> CoreConsumer:
+        if self._core is None:
+            self._core = await self._bus._consume(self._bindings, self._options)
+            self._bus._deliveries.add(self)
+        return self._core
+
+    async def __aenter__(self) -> Self:
+        """Declare the group."""
+        await self._start()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Release what was not handed over."""
+        await self.aclose()
+
+    def __aiter__(self) -> AsyncIterator[Delivery]:
+        """Return the iterator itself."""
+        return self
+
+    async def __anext__(self) -> Delivery:
+        """Return the next delivery; waits for it.
+
+        Raises:
+            StopAsyncIteration: When it or its bus was closed.
+            NotFoundError: When the group was deleted.
+        """
+        if self._closed:
+            raise StopAsyncIteration
+        core = await self._start()
+        while True:
+            try:
+                delivery = core.take(self._bus)
+            except BusClosedError:
+                raise StopAsyncIteration from None
+            if delivery is not None:
+                return Delivery(delivery)
+            await core.wait()
+
+    async def aclose(self) -> None:
+        """End: what was not handed over is released, what was stays with its holder. Idempotent."""
+        self._closed = True
+        if self._core is not None:
+            await self._core.stop()
+            self._bus._deliveries.discard(self)
+
+
+def _limited(call: Callable[[Any], Any], limit: float) -> Callable[[Any], Any]:
+    """Return a handler that raises ``TimeoutError`` when it runs longer than the limit."""
+
+    async def limited(argument: Any) -> None:
+        async with asyncio.timeout(limit):
+            result = call(argument)
+            if asyncio.iscoroutine(result):
+                await result
+
+    return limited

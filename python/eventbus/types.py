@@ -1,0 +1,198 @@
+"""The plain values of the bus: events, their types, gaps, records, dead letters."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from enum import Enum
+from typing import Any, Literal, TypedDict
+
+from eventbus._eventbus import Event
+
+__all__ = [
+    "BusState",
+    "DeadLetter",
+    "DeadReason",
+    "Event",
+    "EventType",
+    "Gap",
+    "GapCause",
+    "MessageInfo",
+    "MessageState",
+    "PublishOptions",
+    "Record",
+]
+
+
+BusState = Literal["new", "live", "draining", "closed"]
+"""Where a bus is in its life."""
+
+GapCause = Literal["overflow", "reconnect", "retention"]
+"""A buffer was full, the connection was lost, or the events are not kept any more."""
+
+DeadReason = Literal["failed", "rejected", "crashed", "undecodable", "unknown_task", "expired"]
+"""Why a message became a dead letter."""
+
+MessageState = Literal["ready", "delayed", "active"]
+"""Where a message is in its group."""
+
+
+class EventType(Enum):
+    """The category of an event; the value is the lower-case name."""
+
+    CREATED = "created"
+    UPDATED = "updated"
+    DELETED = "deleted"
+    ACTIVATED = "activated"
+    DEACTIVATED = "deactivated"
+    ERROR = "error"
+    CUSTOM = "custom"
+
+
+class PublishOptions(TypedDict, total=False):
+    """The options of ``Bus.publish``; absent and ``None`` mean the same.
+
+    Attributes:
+        key: A group handles the events of one key one at a time, in order.
+        delay: Seconds or a timedelta until groups get it; it is not broadcast.
+        at: Aware datetime, instead of ``delay``.
+        priority: From -32768 to 32767, 0 by default; higher first.
+        dedup_id: A second publish of it on the topic is dropped inside the bus's window.
+        unique: A group drops the event while it holds another one of it.
+        expires_after: Seconds or a timedelta until a group may no longer start with it.
+        correlation_id: Replaces the event's.
+        source: Replaces the event's.
+        metadata: Replaces the event's.
+    """
+
+    key: str | None
+    delay: float | timedelta | None
+    at: datetime | None
+    priority: int
+    dedup_id: str | None
+    unique: str | None
+    expires_after: float | timedelta | None
+    correlation_id: str | None
+    source: str | None
+    metadata: dict[str, Any] | None
+
+
+def new_id() -> str:
+    """Return a new identity: the text of a random UUID."""
+    import uuid  # only needed when one is made in Python
+
+    return str(uuid.uuid4())
+
+
+@dataclass
+class _EventShape:
+    """The dataclass that ``Event`` answers for: same fields, same defaults."""
+
+    type: EventType
+    topic: str
+    payload: dict[str, Any] = field(default_factory=dict[str, Any])
+    timestamp: datetime = field(default_factory=lambda: datetime.now(UTC))
+    event_id: str = field(default_factory=new_id)
+    source: str | None = None
+    correlation_id: str | None = None
+    metadata: dict[str, Any] = field(default_factory=dict[str, Any])
+
+
+def _answer_dataclass_protocol() -> None:
+    """Let ``dataclasses`` and ``match`` treat the compiled class as a dataclass (contract D5)."""
+    answers = {
+        "__dataclass_fields__": vars(_EventShape)["__dataclass_fields__"],
+        "__dataclass_params__": vars(Gap)["__dataclass_params__"],
+        "__match_args__": vars(_EventShape)["__match_args__"],
+        "__signature__": inspect.signature(_EventShape),
+        # The interpreter's messages name a compiled class with its module until its name is set:
+        # "unhashable type: 'Event'" (contract D6).
+        "__name__": "Event",
+    }
+    for name, answer in answers.items():
+        setattr(Event, name, answer)
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """A hole in a broadcast: events between those around it were lost.
+
+    Attributes:
+        cause: ``"overflow"``, ``"reconnect"`` or ``"retention"``.
+        count: How many are missing, when that is known.
+    """
+
+    cause: GapCause
+    count: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A stored value with its version.
+
+    Attributes:
+        key: The record's key.
+        version: Counts the writes of this key from 1; never reused.
+        value: The value.
+    """
+
+    key: str
+    version: int
+    value: Any
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """A message that ended without being handled.
+
+    Attributes:
+        group: The group it belonged to.
+        message_id: Names it for ``retry`` and ``discard``.
+        topic: The topic it was published on.
+        reason: ``failed``, ``rejected``, ``crashed``, ``undecodable``, ``unknown_task`` or
+            ``expired``.
+        error: The last error: type, message, traceback; at most 16 KiB.
+        attempts: Handler errors.
+        crashes: Deliveries that ended without an answer.
+        died_at: When, aware, in UTC.
+        body: The raw bytes.
+        event: The event, or ``None`` when the bytes cannot be decoded.
+    """
+
+    group: str
+    message_id: str
+    topic: str
+    reason: DeadReason
+    error: str
+    attempts: int
+    crashes: int
+    died_at: datetime
+    body: bytes
+    event: Event | None
+
+
+@dataclass(frozen=True, slots=True)
+class MessageInfo:
+    """A message that waits in a group or is being handled.
+
+    Attributes:
+        group: The group.
+        message_id: Names it.
+        topic: The topic it was published on.
+        state: ``ready``, ``delayed`` or ``active``.
+        at: When it is due, or its lease ends; aware, in UTC.
+        attempts: Handler errors so far.
+        priority: Its priority.
+    """
+
+    group: str
+    message_id: str
+    topic: str
+    state: MessageState
+    at: datetime
+    attempts: int
+    priority: int
+
+
+_answer_dataclass_protocol()

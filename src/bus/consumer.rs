@@ -1,0 +1,400 @@
+//! A consumer: claims what its slots are free for, keeps the leases, settles.
+
+use std::collections::VecDeque;
+use std::future::poll_fn;
+use std::sync::{Arc, Weak};
+use std::task::{Poll, Waker};
+use std::time::Duration;
+
+use ahash::AHashMap;
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::Bus;
+use crate::backend::{
+    ClaimRequest, DeadReason, Delivery, GroupSpec, Lease, Op, Outcome, Token, Transaction,
+};
+use crate::error::{Error, Result};
+use crate::retry::RetryPolicy;
+use crate::topic::Binding;
+
+/// How a consumer claims.
+#[derive(Debug, Clone)]
+pub struct ConsumeOptions {
+    /// The group.
+    pub group: Arc<str>,
+    /// What the consumer handles; declared for the group.
+    pub bindings: Vec<Binding>,
+    /// Most deliveries in hand at a time (default 16).
+    pub concurrency: usize,
+    /// How long a claim holds without renewal (default 30 s).
+    pub lease: Duration,
+    /// How long a delivery is renewed at most (default 1 h).
+    pub max_lease: Duration,
+    /// What follows a failure.
+    pub retry: RetryPolicy,
+    /// Most messages in the group; `None` leaves what is set.
+    pub max_length: Option<u64>,
+}
+
+/// Claims deliveries for one handler. Dropping it ends its lease keeper; what it holds is
+/// redelivered when the leases run out, so [`Consumer::release`] first.
+#[derive(Debug)]
+pub struct Consumer {
+    bus: Arc<Bus>,
+    options: ConsumeOptions,
+    claim: ClaimRequest,
+    state: Mutex<State>,
+    /// Wakes who waits for something to claim.
+    stopped: CancellationToken,
+    /// Wakes who waits for a free slot.
+    freed: Notify,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// Claimed, not handed out yet.
+    ready: VecDeque<Delivery>,
+    /// Claimed and not settled, handed out or not.
+    held: AHashMap<Token, Held>,
+    /// Lost to the sweep or another worker, not reported yet.
+    lost: Vec<Token>,
+    lost_wakers: Vec<Waker>,
+    closed: bool,
+}
+
+#[derive(Debug)]
+struct Held {
+    lease: Lease,
+    since: Instant,
+}
+
+impl Consumer {
+    /// Declares the group and starts the lease keeper; must be called inside a runtime.
+    ///
+    /// # Errors
+    /// What the backend says of the group.
+    pub async fn start(bus: &Arc<Bus>, options: ConsumeOptions) -> Result<Arc<Self>> {
+        let spec = GroupSpec {
+            name: Arc::clone(&options.group),
+            bindings: options.bindings.clone(),
+            max_length: options.max_length,
+        };
+        bus.backend.declare_group(spec).await?;
+        let claim = ClaimRequest {
+            group: Arc::clone(&options.group),
+            bindings: options.bindings.clone().into(),
+            max: 1,
+            lease: options.lease,
+            max_deliveries: options.retry.max_deliveries,
+        };
+        let consumer = Arc::new(Self {
+            bus: Arc::clone(bus),
+            options,
+            claim,
+            state: Mutex::default(),
+            stopped: CancellationToken::new(),
+            freed: Notify::new(),
+        });
+        bus.tasks.spawn(keep_leases(Arc::downgrade(&consumer), consumer.options.lease));
+        Ok(consumer)
+    }
+
+    /// Returns the options.
+    #[must_use]
+    pub fn options(&self) -> &ConsumeOptions {
+        &self.options
+    }
+
+    /// Returns the bus.
+    #[must_use]
+    pub fn bus(&self) -> &Arc<Bus> {
+        &self.bus
+    }
+
+    /// Takes a delivery that was claimed before.
+    #[must_use]
+    pub fn pop(&self) -> Option<Delivery> {
+        self.state.lock().ready.pop_front()
+    }
+
+    /// Whether there is a delivery that was claimed before.
+    #[must_use]
+    pub fn has_claimed(&self) -> bool {
+        !self.state.lock().ready.is_empty()
+    }
+
+    /// Puts a delivery back to the front of those claimed before.
+    pub fn put_back(&self, delivery: Delivery) {
+        self.state.lock().ready.push_front(delivery);
+    }
+
+    /// Claims as much as there are free slots and returns the first; `None` when nothing is ready
+    /// or no slot is free.
+    ///
+    /// # Errors
+    /// What the backend says; `Closed` after [`Consumer::release`].
+    ///
+    /// # Cancel safety
+    /// What was claimed is in hand before this returns, or still queued.
+    pub async fn claim(&self) -> Result<Option<Delivery>> {
+        let free = {
+            let mut state = self.state.lock();
+            if state.closed {
+                return Err(Error::Closed { what: "consumer" });
+            }
+            if let Some(delivery) = state.ready.pop_front() {
+                return Ok(Some(delivery));
+            }
+            self.options.concurrency.saturating_sub(state.held.len())
+        };
+        if free == 0 {
+            return Ok(None);
+        }
+        let request = ClaimRequest { max: free, ..self.claim.clone() };
+        let claimed = match self.bus.backend.in_process() {
+            Some(local) => local.claim_now(&request)?,
+            None => self.bus.backend.claim(&request).await?,
+        };
+        if claimed.is_empty() {
+            return Ok(None);
+        }
+        let since = Instant::now();
+        let mut state = self.state.lock();
+        for delivery in claimed {
+            let lease = delivery.lease.clone();
+            state.held.insert(lease.token, Held { lease, since });
+            state.ready.push_back(delivery);
+        }
+        Ok(state.ready.pop_front())
+    }
+
+    /// Waits until a claim may succeed – a slot is free and something is ready – or the consumer was
+    /// stopped. Cancel safe.
+    ///
+    /// # Errors
+    /// What the backend says; `NotFound` when the group was deleted.
+    pub async fn wait_ready(&self) -> Result<()> {
+        let ready = async {
+            while self.in_hand() >= self.options.concurrency {
+                self.freed.notified().await;
+            }
+            self.bus.backend.wait_ready(&self.claim).await
+        };
+        tokio::select! {
+            () = self.stopped.cancelled() => Ok(()),
+            ready = ready => ready,
+        }
+    }
+
+    /// Settles a delivery.
+    ///
+    /// # Errors
+    /// `LeaseLost` when it was taken back: nothing changed.
+    pub async fn settle(&self, token: Token, outcome: Outcome) -> Result<()> {
+        let transaction = Transaction { ops: vec![self.settlement(token, outcome)?] };
+        let result = self.bus.commit(transaction).await;
+        if !matches!(&result, Err(error) if error.is_retryable()) {
+            self.forget(token);
+        }
+        result.map(|_| ())
+    }
+
+    /// Settles deliveries of an in-process backend, each on its own, in one go.
+    ///
+    /// # Errors
+    /// `Unsupported` on a backend elsewhere. Each result is as for [`Consumer::settle`].
+    pub fn settle_all_now(&self, tokens: &[Token], outcome: &Outcome) -> Result<Vec<Result<()>>> {
+        let Some(local) = self.bus.backend.in_process() else {
+            return Err(Error::Unsupported {
+                operation: "settling at once",
+                backend: self.bus.backend.capabilities().name,
+                remedy: "await settle",
+            });
+        };
+        let mut state = self.state.lock();
+        let settlements: Vec<Option<Lease>> =
+            tokens.iter().map(|token| state.held.remove(token).map(|held| held.lease)).collect();
+        drop(state);
+        self.freed.notify_one();
+        let batch = settlements
+            .iter()
+            .flatten()
+            .map(|lease| Transaction { ops: vec![Op::Settle(lease.clone(), outcome.clone())] });
+        let mut results = local.commit_all_now(batch.collect()).into_iter();
+        let lost = |token: &Token| {
+            Err(Error::LeaseLost { group: self.options.group.to_string(), token: *token })
+        };
+        let settled = tokens.iter().zip(settlements).map(|(token, lease)| match lease {
+            Some(_) => results.next().map_or_else(|| lost(token), |result| result.map(|_| ())),
+            None => lost(token),
+        });
+        Ok(settled.collect())
+    }
+
+    /// Returns the step that settles a delivery in hand, for a transaction of its own.
+    ///
+    /// # Errors
+    /// `LeaseLost` when it is not in hand any more.
+    pub fn settlement(&self, token: Token, outcome: Outcome) -> Result<Op> {
+        let state = self.state.lock();
+        match state.held.get(&token) {
+            Some(held) => Ok(Op::Settle(held.lease.clone(), outcome)),
+            None => Err(Error::LeaseLost { group: self.options.group.to_string(), token }),
+        }
+    }
+
+    /// Takes a delivery that was settled by a transaction out of the keeper's hands.
+    pub fn forget(&self, token: Token) {
+        self.state.lock().held.remove(&token);
+        // Keeps a permit, so a slot that is freed between a look and the wait is not missed.
+        self.freed.notify_one();
+    }
+
+    /// Returns what follows a handler error: a retry with full jitter, or the dead letters.
+    #[must_use]
+    pub fn after_failure(&self, attempts: u32, error: String, fraction: f64) -> Outcome {
+        match self.options.retry.delay(attempts + 1, fraction) {
+            Some(after) => Outcome::Retry { after, error },
+            None => Outcome::Dead { reason: DeadReason::Failed, error },
+        }
+    }
+
+    /// Waits for leases that were lost and returns their tokens; none means closed. Cancel safe.
+    pub async fn lost(&self) -> Vec<Token> {
+        poll_fn(|context| {
+            let mut state = self.state.lock();
+            if state.lost.is_empty() && !state.closed {
+                state.lost_wakers.retain(|waker| !waker.will_wake(context.waker()));
+                state.lost_wakers.push(context.waker().clone());
+                return Poll::Pending;
+            }
+            Poll::Ready(std::mem::take(&mut state.lost))
+        })
+        .await
+    }
+
+    /// Stops claiming and gives back what was not handed out; what is handed out stays held.
+    ///
+    /// # Errors
+    /// What the backend says; the leases then run out by themselves.
+    pub async fn stop(&self) -> Result<()> {
+        let (unstarted, wakers) = {
+            let mut state = self.state.lock();
+            state.closed = true;
+            (std::mem::take(&mut state.ready), std::mem::take(&mut state.lost_wakers))
+        };
+        wakers.into_iter().for_each(Waker::wake);
+        self.stopped.cancel();
+        self.give_back(unstarted.into_iter().map(|delivery| delivery.lease.token).collect()).await
+    }
+
+    /// Stops and gives back everything in hand, counting nothing.
+    ///
+    /// # Errors
+    /// As for [`Consumer::stop`].
+    pub async fn release(&self) -> Result<()> {
+        self.stop().await?;
+        let held = self.state.lock().held.keys().copied().collect();
+        self.give_back(held).await
+    }
+
+    async fn give_back(&self, tokens: Vec<Token>) -> Result<()> {
+        let batch: Vec<_> = tokens
+            .iter()
+            .filter_map(|token| self.settlement(*token, Outcome::Release).ok())
+            .map(|op| Transaction { ops: vec![op] })
+            .collect();
+        if batch.is_empty() {
+            return Ok(());
+        }
+        let results = self.bus.backend.commit(batch).await;
+        let mut state = self.state.lock();
+        for token in tokens {
+            state.held.remove(&token);
+        }
+        drop(state);
+        self.freed.notify_one();
+        results
+            .into_iter()
+            .find_map(|result| match result {
+                Err(Error::LeaseLost { .. }) | Ok(_) => None,
+                Err(error) => Some(Err(error)),
+            })
+            .unwrap_or(Ok(()))
+    }
+
+    /// Returns how many deliveries are in hand.
+    #[must_use]
+    pub fn in_hand(&self) -> usize {
+        self.state.lock().held.len()
+    }
+
+    /// Whether it was stopped and holds nothing any more.
+    fn is_finished(&self) -> bool {
+        let state = self.state.lock();
+        state.closed && state.held.is_empty()
+    }
+
+    async fn renew(&self) {
+        let leases = self.due_for_renewal(Instant::now());
+        if leases.is_empty() {
+            return;
+        }
+        let results = self.bus.backend.renew(&leases, self.options.lease).await;
+        let lost = leases.iter().zip(results).filter_map(|(lease, result)| match result {
+            Err(Error::LeaseLost { .. } | Error::NotFound { .. }) => Some(lease.token),
+            // The server is away: the lease may still be good, the next turn tries again.
+            Ok(()) | Err(_) => None,
+        });
+        self.lose(lost.collect());
+    }
+
+    /// Returns the leases to renew now; those held beyond `max_lease` have run out and are lost.
+    fn due_for_renewal(&self, now: Instant) -> Vec<Lease> {
+        let (mut due, mut over) = (Vec::new(), Vec::new());
+        for held in self.state.lock().held.values() {
+            let age = now.duration_since(held.since);
+            if age >= self.options.max_lease + self.options.lease {
+                over.push(held.lease.token);
+            } else if age < self.options.max_lease && age >= self.options.lease / 4 {
+                due.push(held.lease.clone());
+            }
+        }
+        self.lose(over);
+        due
+    }
+
+    /// Takes deliveries out of hand and reports them to [`Consumer::lost`].
+    fn lose(&self, tokens: Vec<Token>) {
+        let wakers = {
+            let mut state = self.state.lock();
+            for token in tokens {
+                if state.held.remove(&token).is_some() {
+                    self.bus.counters.leases_lost.add(1);
+                    state.ready.retain(|delivery| delivery.lease.token != token);
+                    state.lost.push(token);
+                }
+            }
+            if state.lost.is_empty() { Vec::new() } else { std::mem::take(&mut state.lost_wakers) }
+        };
+        self.freed.notify_one();
+        wakers.into_iter().for_each(Waker::wake);
+    }
+}
+
+/// Renews what is in hand every third of a lease, off Python's threads and locks.
+async fn keep_leases(consumer: Weak<Consumer>, lease: Duration) {
+    let mut turn = tokio::time::interval((lease / 3).max(Duration::from_millis(1)));
+    turn.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        turn.tick().await;
+        let Some(consumer) = consumer.upgrade() else { return };
+        if consumer.is_finished() {
+            return;
+        }
+        consumer.renew().await;
+    }
+}

@@ -1,0 +1,94 @@
+//! The bus over a backend: background tasks, limits, counters and the consumers made from it.
+
+mod consumer;
+
+use std::sync::Arc;
+
+pub use consumer::{ConsumeOptions, Consumer};
+
+use crate::backend::memory::MemoryBackend;
+use crate::backend::{Backend, Committed, Transaction};
+use crate::clock::{Clock, SystemClock};
+use crate::codec::Limits;
+use crate::codec::json::Defaults;
+use crate::config::MemoryConfig;
+use crate::error::{Error, Result};
+use crate::event::WallTime;
+use crate::shutdown::Tasks;
+use crate::telemetry::Counters;
+
+/// Opens the embedded memory backend; the one place that names it.
+///
+/// # Errors
+/// `Config` listing every problem of the configuration.
+pub fn open_memory(config: MemoryConfig, clock: Arc<dyn Clock>) -> Result<Arc<dyn Backend>> {
+    config.validate()?;
+    Ok(Arc::new(MemoryBackend::new(config, clock)))
+}
+
+/// Returns the time and identity for a JSON message that has none.
+#[must_use]
+pub fn fresh_defaults() -> Defaults {
+    Defaults {
+        now: WallTime { micros: SystemClock.now(), offset_micros: Some(0) },
+        event_id: uuid::Uuid::new_v4().into_bytes(),
+    }
+}
+
+/// A bus: everything above a backend that needs no Python.
+#[derive(Debug)]
+pub struct Bus {
+    backend: Arc<dyn Backend>,
+    tasks: Tasks,
+    limits: Limits,
+    counters: Counters,
+}
+
+impl Bus {
+    /// Creates a bus over a backend; its tasks run where `tasks` says.
+    #[must_use]
+    pub fn new(backend: Arc<dyn Backend>, tasks: Tasks, limits: Limits) -> Arc<Self> {
+        Arc::new(Self { backend, tasks, limits, counters: Counters::default() })
+    }
+
+    /// Returns the backend.
+    #[must_use]
+    pub fn backend(&self) -> &Arc<dyn Backend> {
+        &self.backend
+    }
+
+    /// Returns the limits for messages.
+    #[must_use]
+    pub fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
+    /// Returns the counters.
+    #[must_use]
+    pub fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    /// Returns the background tasks.
+    #[must_use]
+    pub fn tasks(&self) -> &Tasks {
+        &self.tasks
+    }
+
+    /// Commits one transaction.
+    ///
+    /// # Errors
+    /// What the backend says of it: `LeaseLost`, `VersionConflict`, `QueueFull`, ….
+    ///
+    /// # Cancel safety
+    /// Dropping it leaves the transaction whole or absent.
+    pub async fn commit(&self, transaction: Transaction) -> Result<Committed> {
+        if let Some(local) = self.backend.in_process() {
+            return local.commit_now(transaction);
+        }
+        let mut results = self.backend.commit(vec![transaction]).await;
+        results.pop().unwrap_or_else(|| {
+            Err(Error::Internal { reason: "the backend returned no result".into() })
+        })
+    }
+}

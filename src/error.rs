@@ -1,0 +1,182 @@
+//! Every failure of the core, its message, and what a caller can do about it.
+
+use std::time::Duration;
+
+/// The result of a core operation.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// What went wrong. Messages say what failed, the value, and the limit or remedy.
+///
+/// Each variant maps to one Python exception class in `src/python/errors.rs`.
+#[derive(Debug, Clone, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The configuration cannot be used; every problem found is listed.
+    #[error("invalid configuration: {}", problems.join("; "))]
+    Config {
+        /// One line per problem: the key, the value, and what would be valid.
+        problems: Vec<String>,
+    },
+    /// A topic, pattern or name breaks a rule.
+    #[error("invalid {what} {name:?}: {rule}")]
+    Topic {
+        /// `topic`, `pattern` or `group`.
+        what: &'static str,
+        /// The offending text, shortened to 80 characters.
+        name: String,
+        /// The rule it breaks, with the limit.
+        rule: String,
+    },
+    /// The server cannot be reached or refused the connection; worth retrying.
+    #[error("cannot reach {endpoint}: {reason}")]
+    Connect {
+        /// Host and port, never credentials.
+        endpoint: String,
+        /// What the network or the server said.
+        reason: String,
+    },
+    /// No answer in time; the outcome may be unknown.
+    #[error("{operation} got no answer within {after:?}")]
+    Timeout {
+        /// The operation that was waited for.
+        operation: &'static str,
+        /// How long it was waited for.
+        after: Duration,
+        /// Whether the operation may have taken effect.
+        outcome_unknown: bool,
+    },
+    /// The bus was never connected.
+    #[error("{bus} not connected")]
+    NotConnected {
+        /// The bus class or scheme.
+        bus: &'static str,
+    },
+    /// The bus, subscription or consumer was closed.
+    #[error("{what} is closed")]
+    Closed {
+        /// What was closed.
+        what: &'static str,
+    },
+    /// A value cannot be encoded.
+    #[error("{reason} (at {path})")]
+    Encode {
+        /// Where in the value, as `$.a[3]`.
+        path: String,
+        /// What stands there and what would be accepted.
+        reason: String,
+    },
+    /// Bytes cannot be decoded.
+    #[error("cannot decode {what}: {reason}")]
+    Decode {
+        /// What was being decoded: `envelope`, `payload`, `JSON message`.
+        what: &'static str,
+        /// What is wrong, with the byte offset where known.
+        reason: String,
+    },
+    /// The envelope has a version this build does not know; left for newer workers.
+    #[error("envelope version {version} is not supported; this build reads up to {supported}")]
+    UnknownVersion {
+        /// The version found.
+        version: u64,
+        /// The newest version this build reads.
+        supported: u64,
+    },
+    /// A size or nesting limit is exceeded; checked before anything is allocated.
+    #[error("{what} is {size}, limit {limit}; {remedy}")]
+    TooLarge {
+        /// What was measured, with its unit: `message bytes`, `nesting depth`, `elements`.
+        what: &'static str,
+        /// The measured figure.
+        size: u64,
+        /// The limit.
+        limit: u64,
+        /// How to raise it, or what to do instead.
+        remedy: &'static str,
+    },
+    /// A bounded queue or buffer is full; nothing was stored.
+    #[error("{queue} is full: limit {limit} messages; consume, purge or raise max_length")]
+    QueueFull {
+        /// The group or buffer.
+        queue: String,
+        /// Its limit in messages.
+        limit: u64,
+    },
+    /// The fencing token is no longer current: the delivery was taken back. Nothing was changed.
+    #[error(
+        "lease lost on {group:?}: token {token} is no longer current; the delivery was taken back"
+    )]
+    LeaseLost {
+        /// The group of the delivery.
+        group: String,
+        /// The stale token.
+        token: u64,
+    },
+    /// A record precondition failed. Nothing was changed.
+    #[error("record {key:?} is at version {actual}, expected {expected}; read it again and retry")]
+    VersionConflict {
+        /// The record's key.
+        key: String,
+        /// The version the caller expected; 0 = must not exist.
+        expected: u64,
+        /// The version found; 0 = absent.
+        actual: u64,
+    },
+    /// The backend cannot do this; see the capability table.
+    #[error("{operation} is not supported by the {backend} backend: {remedy}")]
+    Unsupported {
+        /// The operation asked for.
+        operation: &'static str,
+        /// The backend's name.
+        backend: &'static str,
+        /// What to do instead.
+        remedy: &'static str,
+    },
+    /// A named thing does not exist.
+    #[error("no {what} {name:?}")]
+    NotFound {
+        /// `group`, `message`, `dead letter`.
+        what: &'static str,
+        /// Its name or id.
+        name: String,
+    },
+    /// An argument is out of range.
+    #[error("invalid {what} {value}: {rule}")]
+    InvalidArgument {
+        /// The argument's name.
+        what: &'static str,
+        /// Its value.
+        value: String,
+        /// What would be valid.
+        rule: &'static str,
+    },
+    /// The object was made before a fork and is used in the child.
+    #[error(
+        "cannot use this bus across a fork: made in process {made_in}, used in {used_in}; make a new bus in the child"
+    )]
+    Forked {
+        /// The process that made the object.
+        made_in: u32,
+        /// The current process.
+        used_in: u32,
+    },
+    /// A bug or a caught panic; please report it.
+    #[error("internal error: {reason}")]
+    Internal {
+        /// What is known.
+        reason: String,
+    },
+}
+
+impl Error {
+    /// Whether trying the same call again can succeed.
+    #[must_use]
+    pub fn is_retryable(&self) -> bool {
+        matches!(self, Self::Connect { .. } | Self::Timeout { .. } | Self::QueueFull { .. })
+    }
+
+    /// Whether the operation may have taken effect although it failed.
+    #[must_use]
+    pub fn outcome_unknown(&self) -> bool {
+        matches!(self, Self::Timeout { outcome_unknown: true, .. })
+    }
+}

@@ -1,0 +1,712 @@
+//! The class `CoreBus`: what `eventbus.Bus` is made on.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, LazyLock, OnceLock, Weak};
+
+use parking_lot::Mutex;
+use pyo3::PyTraverseError;
+use pyo3::exceptions::PyTypeError;
+use pyo3::gc::PyVisit;
+use pyo3::intern;
+use pyo3::prelude::*;
+use pyo3::types::{PyDict, PyList, PyString};
+
+use super::consumer::CoreConsumer;
+use super::event::PyEvent;
+use super::hub::{Hub, Receiver, Route, Subscriber};
+use super::mailbox::{self, Pending};
+use super::options::{self, PublishOptions};
+use super::publish::{Broadcast, Prepared, Publish};
+use super::runtime::{self, Origin};
+use super::stream::CoreSubscription;
+use crate::backend::{Backend, Due, MessageAction, Op};
+use crate::bus::{self, Bus};
+use crate::clock::{Clock, ManualClock, SystemClock};
+use crate::codec::{self, Limits, Wire};
+use crate::config::MemoryConfig;
+use crate::error::Error;
+use crate::ring::Ring;
+use crate::shutdown::Tasks;
+use crate::topic::{self, Binding, Pattern, RouteId};
+
+/// What the buses of one in-process backend share.
+#[derive(Clone)]
+struct Home {
+    backend: Arc<dyn Backend>,
+    hub: Arc<Hub>,
+}
+
+type Named = (Weak<dyn Backend>, Weak<Hub>);
+
+/// Buses shared by name in this process; a forked child begins without any.
+static NAMED: LazyLock<Mutex<HashMap<(u32, String), Named>>> = LazyLock::new(Mutex::default);
+
+/// The parts of an open bus.
+pub(crate) struct Shared {
+    pub(crate) bus: Arc<Bus>,
+    pub(crate) hub: Arc<Hub>,
+    strict_topics: bool,
+    strict_payloads: bool,
+    origin: Origin,
+    clock: Option<ManualClock>,
+}
+
+/// The compiled part of a bus; make a `eventbus.Bus` or `eventbus.InMemoryEventBus` instead.
+#[pyclass(subclass, frozen, weakref, module = "eventbus._eventbus")]
+pub(crate) struct CoreBus {
+    shared: OnceLock<Arc<Shared>>,
+    live: AtomicBool,
+    /// The inline subscriptions made here; the hub may belong to several buses of one name.
+    own: Mutex<HashMap<RouteId, Arc<Subscriber>>>,
+}
+
+impl CoreBus {
+    /// Returns the parts; `_open` runs in the constructor of every subclass.
+    pub(crate) fn shared(&self) -> &Arc<Shared> {
+        #[allow(clippy::expect_used)] // a subclass that skips __init__ is a bug of that subclass
+        self.shared.get().expect("the bus was not opened: call super().__init__()")
+    }
+
+    /// Returns the parts after the checks every call makes.
+    ///
+    /// # Errors
+    /// `ForkedError`; what the subclass says about a bus that is not connected, or closed.
+    #[inline]
+    pub(crate) fn ready(&self, slf: &Bound<'_, Self>, operation: &str) -> PyResult<&Arc<Shared>> {
+        let Some(shared) = self.shared.get() else {
+            let text = "the bus was not opened: call super().__init__()";
+            return Err(PyTypeError::new_err(text));
+        };
+        shared.origin.check()?;
+        if !self.live.load(Ordering::Acquire) {
+            slf.call_method1(intern!(slf.py(), "_not_live"), (operation,))?;
+        }
+        Ok(shared)
+    }
+
+    /// Prepares the hot path: a publish without options; adds a step when groups want a copy.
+    #[inline]
+    pub(crate) fn prepare_plain(
+        shared: &Shared,
+        topic: &Bound<'_, PyAny>,
+        event: &Bound<'_, PyAny>,
+        ops: &mut Vec<Op>,
+    ) -> PyResult<(Py<PyAny>, Arc<Route>)> {
+        let (text, route) = shared.route(topic)?;
+        let event = event_of(text, event, None)?;
+        if shared.bus.backend().has_queue(&route.topic) {
+            let body = shared.encode(event.bind(topic.py()), &route.topic)?;
+            ops.push(Op::Publish(options::message(&route.topic, body, None)));
+        } else if shared.strict_payloads {
+            shared.encode(event.bind(topic.py()), &route.topic)?;
+        }
+        Ok((event.into_any(), route))
+    }
+
+    /// Prepares one publish: its group copies and its broadcast.
+    pub(crate) fn prepare_one(
+        shared: &Shared,
+        topic: &Bound<'_, PyAny>,
+        event: &Bound<'_, PyAny>,
+        options: Option<&PublishOptions>,
+        prepared: &mut Prepared,
+    ) -> PyResult<()> {
+        let py = topic.py();
+        let (text, route) = shared.route(topic)?;
+        let event = event_of(text, event, options)?;
+        let due = options.map_or(Due::Now, |options| options.due);
+        let wanted = options.is_some_and(|options| options.dedup_id.is_some())
+            || due != Due::Now
+            || shared.bus.backend().has_queue(&route.topic);
+        let op = if wanted {
+            let body = shared.encode(event.bind(py), &route.topic)?;
+            prepared.ops.push(Op::Publish(options::message(&route.topic, body, options)));
+            Some(prepared.ops.iter().filter(|op| matches!(op, Op::Publish(_))).count() - 1)
+        } else {
+            if shared.strict_payloads {
+                shared.encode(event.bind(py), &route.topic)?;
+            }
+            None
+        };
+        match (due, op) {
+            (Due::Now, op) => {
+                prepared.broadcasts.push(Broadcast { event: event.into_any(), route, op });
+            }
+            (_, Some(op)) => prepared.delayed.push((op, topic.clone().unbind())),
+            (_, None) => {}
+        }
+        Ok(())
+    }
+}
+
+impl Shared {
+    /// Returns the topic's text and its subscribers; a topic is validated when first seen.
+    #[inline]
+    fn route<'a, 'py>(
+        &self,
+        topic: &'a Bound<'py, PyAny>,
+    ) -> PyResult<(&'a Bound<'py, PyString>, Arc<Route>)> {
+        let text = options::topic_text(topic, "topic")?;
+        if let Some(route) = self.hub.route(text)? {
+            return Ok((text, route));
+        }
+        let name = options::topic_str(text)?;
+        if self.strict_topics {
+            topic::validate_topic(name)?;
+        }
+        Ok((text, self.hub.find_route(name)))
+    }
+
+    /// Encodes an event for the groups.
+    fn encode(&self, event: &Bound<'_, PyEvent>, topic: &Arc<str>) -> PyResult<bytes::Bytes> {
+        let limits = self.bus.limits();
+        let core = event.get().to_core(event.py(), limits, topic)?;
+        Ok(codec::encode(&core, Wire::Native, limits)?)
+    }
+
+    pub(crate) fn binding(&self, text: &str, is_pattern: bool) -> PyResult<Binding> {
+        if is_pattern {
+            return Ok(Binding::Pattern(Pattern::new(text)));
+        }
+        if self.strict_topics {
+            topic::validate_topic(text)?;
+        }
+        Ok(Binding::Topic(text.into()))
+    }
+
+    pub(crate) fn bindings(&self, texts: &[(String, bool)]) -> PyResult<Vec<Binding>> {
+        texts.iter().map(|(text, is_pattern)| self.binding(text, *is_pattern)).collect()
+    }
+}
+
+/// Returns the event to publish: the very object, or one made around a plain payload.
+#[inline]
+fn event_of(
+    topic: &Bound<'_, PyString>,
+    event: &Bound<'_, PyAny>,
+    options: Option<&PublishOptions>,
+) -> PyResult<Py<PyEvent>> {
+    let py = topic.py();
+    let event = match event.cast::<PyEvent>() {
+        Ok(event) => event.clone(),
+        Err(_) => Bound::new(py, PyEvent::of_payload(py, topic, event)?)?,
+    };
+    match options {
+        Some(options) if options.overrides() => {
+            let (source, correlation_id, metadata) = options.fields(py);
+            Py::new(py, event.get().with(py, source, correlation_id, metadata)?)
+        }
+        _ => Ok(event.unbind()),
+    }
+}
+
+#[pymethods]
+impl CoreBus {
+    #[new]
+    #[pyo3(signature = (*_args, **_kwargs))]
+    fn new(_args: &Bound<'_, PyAny>, _kwargs: Option<&Bound<'_, PyDict>>) -> Self {
+        Self { shared: OnceLock::new(), live: AtomicBool::new(false), own: Mutex::default() }
+    }
+
+    /// Opens the memory backend; a name shares it with every bus of that name in the process.
+    #[pyo3(signature = (
+        name, config, *, strict_topics, strict_payloads, max_bytes, max_depth, max_elements,
+        manual_clock=None
+    ))]
+    #[allow(clippy::too_many_arguments)]
+    fn _open(
+        &self,
+        name: Option<String>,
+        config: &Bound<'_, PyDict>,
+        strict_topics: bool,
+        strict_payloads: bool,
+        max_bytes: usize,
+        max_depth: usize,
+        max_elements: usize,
+        manual_clock: Option<i64>,
+    ) -> PyResult<()> {
+        let config: MemoryConfig = pythonize::depythonize(config)
+            .map_err(|error| Error::Config { problems: vec![error.to_string()] })?;
+        let clock = manual_clock.map(ManualClock::new);
+        let home = home(name, config, clock.as_ref())?;
+        let tasks = Tasks::new(runtime::runtime()?.handle().clone());
+        let limits = Limits { max_bytes, max_depth, max_elements };
+        let bus = Bus::new(home.backend, tasks, limits);
+        let shared = Shared {
+            bus,
+            hub: home.hub,
+            strict_topics,
+            strict_payloads,
+            origin: Origin::here(),
+            clock,
+        };
+        let _ = self.shared.set(Arc::new(shared));
+        Ok(())
+    }
+
+    /// Whether calls are served; otherwise each asks `_not_live` first.
+    fn _set_live(&self, live: bool) {
+        self.live.store(live, Ordering::Release);
+    }
+
+    fn _check_origin(&self) -> PyResult<()> {
+        Ok(self.shared().origin.check()?)
+    }
+
+    /// Returns what the backend can do.
+    fn _capabilities<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        Ok(pythonize::pythonize(py, self.shared().bus.backend().capabilities())?)
+    }
+
+    /// Returns the counters.
+    fn _counters<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        Ok(pythonize::pythonize(py, &self.shared().bus.counters().snapshot())?)
+    }
+
+    /// Counts events whose handler ran in a task of its own.
+    fn _count(&self, delivered: u64, failed: u64, dropped: u64, gaps: u64) {
+        let shared = self.shared();
+        let counters = shared.bus.counters();
+        counters.delivered.add(delivered);
+        counters.failed.add(failed);
+        counters.dropped.add(dropped);
+        counters.gaps.add(gaps);
+    }
+
+    /// Moves a manual clock forward.
+    fn _advance(&self, seconds: f64) -> PyResult<()> {
+        let by = options::seconds_value("seconds", seconds)?;
+        match &self.shared().clock {
+            Some(clock) => {
+                clock.advance(by);
+                Ok(())
+            }
+            None => Err(Error::Unsupported {
+                operation: "advancing the clock",
+                backend: "memory",
+                remedy: "make the bus with eventbus.testing.manual_bus()",
+            }
+            .into()),
+        }
+    }
+
+    /// Publish an event or a plain payload.
+    ///
+    /// First every group that is bound to the topic stores a copy, then the subscriptions are
+    /// called, in the order they were made. When this returns, the event is accepted and inline
+    /// handlers have run; when it raises, no group stored it and nobody was called.
+    ///
+    /// Args:
+    ///     topic: 1 to 255 bytes of UTF-8 without control characters.
+    ///     event: An ``Event``, or any value as the payload of a new one.
+    ///     key: 1 to 255 bytes; a group handles the events of one key one at a time, in order.
+    ///     delay: Seconds or a timedelta, at most 100 years, until groups get it; it is not
+    ///         broadcast.
+    ///     at: Aware datetime, instead of ``delay``.
+    ///     priority: From -32768 to 32767, 0 by default; groups take higher ones first.
+    ///     dedup_id: 1 to 255 bytes; a second publish of it on this topic is accepted and dropped
+    ///         while the bus remembers it (24 hours by default).
+    ///     unique: 1 to 255 bytes; a group drops the event while it holds another one of it.
+    ///     expires_after: Seconds or a timedelta; a group that did not start with it by then moves
+    ///         it to its dead letters.
+    ///     correlation_id: Replaces the event's.
+    ///     source: Replaces the event's.
+    ///     metadata: Replaces the event's.
+    ///
+    /// Raises:
+    ///     TopicError: The topic breaks a rule.
+    ///     TypeError: The topic is no str, an option is of another type, or ``delay`` and ``at``.
+    ///     InvalidArgumentError: An option is out of range; also a ``ValueError``.
+    ///     EncodeError: A group is bound, or the bus is strict, and the payload cannot be encoded.
+    ///     PayloadTooLarge: The copy is larger than ``max_message_bytes``.
+    ///     QueueFull: A group is full.
+    ///     BusClosedError: The bus was closed; ``NotConnectedError`` before it is connected.
+    ///     ForkedError: The bus was made before a fork.
+    ///
+    /// Arguments are checked when it is awaited, not at the call. Cancelling it leaves every copy
+    /// whole or absent; an inline handler that is running is cancelled, the ones after it are not
+    /// called.
+    #[pyo3(
+        signature = (
+            topic, event, *, key=None, delay=None, at=None, priority=None, dedup_id=None,
+            unique=None, expires_after=None, correlation_id=None, source=None, metadata=None
+        ),
+        text_signature = "($self, topic, event, *, key=None, delay=None, at=None, priority=0, \
+                          dedup_id=None, unique=None, expires_after=None, correlation_id=None, \
+                          source=None, metadata=None)"
+    )]
+    #[allow(clippy::too_many_arguments)] // the public signature; a dict would cost a tuple per call
+    fn publish<'py>(
+        slf: Bound<'py, Self>,
+        topic: Bound<'py, PyAny>,
+        event: Bound<'py, PyAny>,
+        key: Option<Bound<'py, PyAny>>,
+        delay: Option<Bound<'py, PyAny>>,
+        at: Option<Bound<'py, PyAny>>,
+        priority: Option<Bound<'py, PyAny>>,
+        dedup_id: Option<Bound<'py, PyAny>>,
+        unique: Option<Bound<'py, PyAny>>,
+        expires_after: Option<Bound<'py, PyAny>>,
+        correlation_id: Option<Bound<'py, PyAny>>,
+        source: Option<Bound<'py, PyAny>>,
+        metadata: Option<Bound<'py, PyAny>>,
+    ) -> Publish {
+        let (topic, event) = (topic.unbind(), event.unbind());
+        let given = [
+            key,
+            delay,
+            at,
+            priority,
+            dedup_id,
+            unique,
+            expires_after,
+            correlation_id,
+            source,
+            metadata,
+        ];
+        if given.iter().all(Option::is_none) {
+            return Publish::one(slf.unbind(), topic, event);
+        }
+        let raw = options::RawOptions::from_values(given);
+        Publish::prepare(
+            slf.unbind(),
+            Box::new(move |py, bus| {
+                let options = raw.parse(py)?;
+                let mut prepared = Prepared::default();
+                Self::prepare_one(
+                    bus.get().shared(),
+                    topic.bind(py),
+                    event.bind(py),
+                    Some(&options),
+                    &mut prepared,
+                )?;
+                Ok(prepared)
+            }),
+        )
+    }
+
+    /// Publish several events as one transaction: groups store all of them or none.
+    ///
+    /// Args:
+    ///     items: Pairs of topic and event or payload; at most 1,000 copies or 8 MiB.
+    ///
+    /// Raises:
+    ///     TypeError: An item is no pair.
+    ///     PayloadTooLarge: There are more; split them.
+    ///
+    /// Everything else as for ``publish``.
+    fn publish_many(slf: Bound<'_, Self>, items: Py<PyAny>) -> Publish {
+        Publish::prepare(
+            slf.unbind(),
+            Box::new(move |py, bus| {
+                let mut prepared = Prepared::default();
+                for item in items.bind(py).try_iter()? {
+                    let item = item?;
+                    let (topic, event) =
+                        item.extract::<(Bound<'_, PyAny>, Bound<'_, PyAny>)>().map_err(|_| {
+                            options::wrong_type("each item", "a (topic, event) pair", &item)
+                        })?;
+                    let shared = bus.get().shared();
+                    Self::prepare_one(shared, &topic, &event, None, &mut prepared)?;
+                }
+                options::check_batch(&prepared.ops)?;
+                Ok(prepared)
+            }),
+        )
+    }
+
+    /// Adds a subscription whose handler runs in the publisher's task; returns its number.
+    fn _subscribe_inline(
+        slf: &Bound<'_, Self>,
+        text: &Bound<'_, PyAny>,
+        is_pattern: bool,
+        handler: Py<PyAny>,
+        report: Py<PyAny>,
+        id: Py<PyAny>,
+    ) -> PyResult<u64> {
+        let shared = slf.get().ready(slf, "subscribe")?;
+        let text = options::topic_text(text, if is_pattern { "pattern" } else { "topic" })?;
+        let binding = shared.binding(options::topic_str(text)?, is_pattern)?;
+        let subscriber = Subscriber::new(Receiver::Inline { handler, report, id });
+        let number = shared.hub.insert(binding, Arc::clone(&subscriber));
+        slf.get().own.lock().insert(number, subscriber);
+        Ok(number)
+    }
+
+    /// Adds a subscription with a bounded buffer of its own.
+    fn _subscribe_queued(
+        slf: &Bound<'_, Self>,
+        text: &Bound<'_, PyAny>,
+        is_pattern: bool,
+        buffer: usize,
+        overflow: &str,
+    ) -> PyResult<CoreSubscription> {
+        let shared = slf.get().ready(slf, "subscribe")?;
+        let text = options::topic_text(text, if is_pattern { "pattern" } else { "topic" })?;
+        let binding = shared.binding(options::topic_str(text)?, is_pattern)?;
+        let ring = Arc::new(Ring::new(buffer, options::overflow(overflow)?));
+        let event_loop = mailbox::running_loop(slf.py())?.unbind();
+        let subscriber = Subscriber::new(Receiver::Queued { ring: Arc::clone(&ring), event_loop });
+        let id = shared.hub.insert(binding, subscriber);
+        Ok(CoreSubscription::new(Arc::clone(&shared.hub), id, ring, shared.origin))
+    }
+
+    /// Removes an inline subscription.
+    fn _unsubscribe(&self, id: u64) -> bool {
+        let removed = self.own.lock().remove(&id);
+        drop(removed);
+        self.shared().hub.remove(id)
+    }
+
+    /// Declares a group and returns its consumer.
+    fn _consume(
+        slf: &Bound<'_, Self>,
+        bindings: Vec<(String, bool)>,
+        options: options::PyConsumeOptions,
+    ) -> PyResult<Pending> {
+        let shared = Arc::clone(slf.get().ready(slf, "consume")?);
+        let options = options.into_core(shared.bindings(&bindings)?)?;
+        Ok(Pending::new(move |_py| {
+            let origin = shared.origin;
+            let bus = Arc::clone(&shared.bus);
+            Ok(Pending::run(
+                async move { crate::bus::Consumer::start(&bus, options).await },
+                move |py, consumer| {
+                    let consumer = CoreConsumer::new(consumer, origin);
+                    Ok(Py::new(py, consumer)?.into_any())
+                },
+            ))
+        }))
+    }
+
+    /// Reads records; a list with a (key, version, value) or `None` per key.
+    fn _read(slf: &Bound<'_, Self>, keys: Vec<String>) -> PyResult<Pending> {
+        let shared = Arc::clone(slf.get().ready(slf, "read")?);
+        Ok(Pending::new(move |_py| {
+            let (backend, limits) = (Arc::clone(shared.bus.backend()), *shared.bus.limits());
+            let keys: Vec<Arc<str>> = keys.into_iter().map(Into::into).collect();
+            Ok(Pending::run(async move { backend.read(&keys).await }, move |py, records| {
+                let records = records
+                    .into_iter()
+                    .map(|record| record.map(|one| options::record(py, &one, &limits)).transpose())
+                    .collect::<PyResult<Vec<_>>>()?;
+                Ok(PyList::new(py, records)?.into_any().unbind())
+            }))
+        }))
+    }
+
+    /// Reads records by prefix, in key order.
+    fn _scan(
+        slf: &Bound<'_, Self>,
+        prefix: String,
+        after: Option<String>,
+        limit: usize,
+    ) -> PyResult<Pending> {
+        let shared = Arc::clone(slf.get().ready(slf, "scan")?);
+        Ok(Pending::new(move |_py| {
+            let (backend, limits) = (Arc::clone(shared.bus.backend()), *shared.bus.limits());
+            let scan = async move { backend.scan(&prefix, after.as_deref(), limit).await };
+            Ok(Pending::run(scan, move |py, records| {
+                let records = records
+                    .iter()
+                    .map(|record| options::record(py, record, &limits))
+                    .collect::<PyResult<Vec<_>>>()?;
+                Ok(PyList::new(py, records)?.into_any().unbind())
+            }))
+        }))
+    }
+
+    /// Returns the figures of the bus as a dict.
+    fn _inspect(slf: &Bound<'_, Self>) -> PyResult<Pending> {
+        let shared = Arc::clone(slf.get().ready(slf, "inspect")?);
+        Ok(Pending::new(move |_py| {
+            let backend = Arc::clone(shared.bus.backend());
+            Ok(Pending::run(async move { backend.inspect().await }, |py, figures| {
+                Ok(pythonize::pythonize(py, &figures)?.unbind())
+            }))
+        }))
+    }
+
+    /// Declares a group without consuming.
+    fn _declare_group(
+        slf: &Bound<'_, Self>,
+        group: String,
+        bindings: Vec<(String, bool)>,
+        max_length: Option<u64>,
+    ) -> PyResult<Pending> {
+        let shared = Arc::clone(slf.get().ready(slf, "declare_group")?);
+        let bindings = shared.bindings(&bindings)?;
+        Ok(Pending::new(move |_py| {
+            topic::validate_group(&group)?;
+            let spec =
+                crate::backend::GroupSpec { name: group.as_str().into(), bindings, max_length };
+            let backend = Arc::clone(shared.bus.backend());
+            Ok(Pending::run(async move { backend.declare_group(spec).await }, move |py, ()| {
+                Ok(py.None())
+            }))
+        }))
+    }
+
+    /// Removes bindings (`unbind`), a group (`delete`), what waits in it (`purge`), or stops and
+    /// resumes its claims (`pause`, `resume`).
+    #[pyo3(signature = (action, group, bindings=None))]
+    fn _group_action(
+        slf: &Bound<'_, Self>,
+        action: String,
+        group: String,
+        bindings: Option<Vec<(String, bool)>>,
+    ) -> PyResult<Pending> {
+        let shared = Arc::clone(slf.get().ready(slf, "group operation")?);
+        let bindings = match bindings {
+            Some(bindings) => shared.bindings(&bindings)?,
+            None => Vec::new(),
+        };
+        Ok(Pending::new(move |_py| {
+            let backend = Arc::clone(shared.bus.backend());
+            let act = async move {
+                match action.as_str() {
+                    "unbind" => backend.unbind(&group, &bindings).await,
+                    "delete" => backend.delete_group(&group).await,
+                    "purge" => backend.purge(&group).await,
+                    _ => backend.pause(&group, action == "pause").await.map(|()| 0),
+                }
+            };
+            Ok(Pending::run(act, options::number))
+        }))
+    }
+
+    /// Lists the copies of a message in a group.
+    fn _message(slf: &Bound<'_, Self>, group: String, id: String) -> PyResult<Pending> {
+        let shared = Arc::clone(slf.get().ready(slf, "message")?);
+        Ok(Pending::new(move |_py| {
+            let id = options::message_id(&id)?;
+            let backend = Arc::clone(shared.bus.backend());
+            Ok(Pending::run(async move { backend.message(&group, id).await }, |py, copies| {
+                options::message_infos(py, &copies)
+            }))
+        }))
+    }
+
+    /// Cancels, promotes or reschedules a waiting message; returns how many copies changed.
+    fn _message_action(
+        slf: &Bound<'_, Self>,
+        group: String,
+        id: String,
+        action: String,
+        at: Option<Py<PyAny>>,
+    ) -> PyResult<Pending> {
+        let shared = Arc::clone(slf.get().ready(slf, "message operation")?);
+        Ok(Pending::new(move |py| {
+            let id = options::message_id(&id)?;
+            let action = match (action.as_str(), at) {
+                ("cancel", _) => MessageAction::Cancel,
+                ("promote", _) => MessageAction::Promote,
+                (_, Some(at)) => {
+                    MessageAction::Reschedule(options::epoch_micros("at", at.bind(py))?)
+                }
+                (_, None) => return Err(PyTypeError::new_err("reschedule needs a time")),
+            };
+            let backend = Arc::clone(shared.bus.backend());
+            let act = async move { backend.act_on(&group, id, action).await };
+            Ok(Pending::run(act, options::number))
+        }))
+    }
+
+    /// Lists dead letters of a group.
+    fn _dead_letters(
+        slf: &Bound<'_, Self>,
+        group: String,
+        after: Option<String>,
+        limit: usize,
+    ) -> PyResult<Pending> {
+        let shared = Arc::clone(slf.get().ready(slf, "dead_letters")?);
+        Ok(Pending::new(move |_py| {
+            let after = after.as_deref().map(options::message_id).transpose()?;
+            let (backend, limits) = (Arc::clone(shared.bus.backend()), *shared.bus.limits());
+            let list = async move { backend.dead_letters(&group, after, limit).await };
+            Ok(Pending::run(list, move |py, letters| options::dead_letters(py, letters, &limits)))
+        }))
+    }
+
+    /// Retries (`true`) or discards dead letters; returns how many were found.
+    fn _settle_dead(
+        slf: &Bound<'_, Self>,
+        group: String,
+        ids: Vec<String>,
+        retry: bool,
+    ) -> PyResult<Pending> {
+        let shared = Arc::clone(slf.get().ready(slf, "dead_letters")?);
+        Ok(Pending::new(move |_py| {
+            let ids =
+                ids.iter().map(|id| options::message_id(id)).collect::<Result<Vec<_>, _>>()?;
+            let backend = Arc::clone(shared.bus.backend());
+            let settle = async move {
+                if retry {
+                    backend.retry_dead(&group, &ids).await
+                } else {
+                    backend.discard_dead(&group, &ids).await
+                }
+            };
+            Ok(Pending::run(settle, options::number))
+        }))
+    }
+
+    fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
+        // Nobody else runs while the collector looks; a held lock only means "not this time".
+        let Some(own) = self.own.try_lock() else { return Ok(()) };
+        own.values().try_for_each(|subscriber| subscriber.traverse(&visit))
+    }
+
+    fn __clear__(&self) {
+        self.unsubscribe_own();
+    }
+}
+
+impl CoreBus {
+    /// Ends the inline subscriptions made here.
+    fn unsubscribe_own(&self) {
+        let own = std::mem::take(&mut *self.own.lock());
+        if let Some(shared) = self.shared.get() {
+            own.keys().for_each(|id| {
+                shared.hub.remove(*id);
+            });
+        }
+    }
+}
+
+impl Drop for CoreBus {
+    fn drop(&mut self) {
+        self.unsubscribe_own();
+        // A forked child must not touch what belongs to its parent's runtime.
+        if let Some(shared) = self.shared.get().filter(|shared| shared.origin.check().is_ok()) {
+            shared.bus.tasks().abort();
+        }
+    }
+}
+
+/// Finds the named in-process backend, or makes one.
+fn home(
+    name: Option<String>,
+    config: MemoryConfig,
+    clock: Option<&ManualClock>,
+) -> Result<Home, Error> {
+    let clock: Arc<dyn Clock> = match clock {
+        Some(clock) => Arc::new(clock.clone()),
+        None => Arc::new(SystemClock),
+    };
+    let Some(name) = name else {
+        return Ok(Home { backend: bus::open_memory(config, clock)?, hub: Arc::default() });
+    };
+    let mut named = NAMED.lock();
+    named.retain(|_, (backend, _)| backend.strong_count() > 0);
+    let key = (runtime::forks(), name);
+    if let Some((backend, hub)) = named.get(&key)
+        && let (Some(backend), Some(hub)) = (backend.upgrade(), hub.upgrade())
+    {
+        return Ok(Home { backend, hub });
+    }
+    let home = Home { backend: bus::open_memory(config, clock)?, hub: Arc::default() };
+    named.insert(key, (Arc::downgrade(&home.backend), Arc::downgrade(&home.hub)));
+    Ok(home)
+}

@@ -1,0 +1,342 @@
+//! The classes `CoreConsumer` and `CoreDelivery`: claims, settlement, lost leases.
+
+use std::sync::Arc;
+
+use pyo3::prelude::*;
+use pyo3::types::{PyList, PyString};
+
+use super::event::PyEvent;
+use super::mailbox::{self, Pending};
+use super::options;
+use super::runtime::Origin;
+use crate::backend::{DeadReason, Delivery, Outcome};
+use crate::bus::{Consumer, fresh_defaults};
+use crate::codec;
+use crate::error::{Error, Result};
+use crate::event::Event;
+
+/// The compiled part of a consumer.
+#[pyclass(frozen, weakref, module = "eventbus._eventbus")]
+pub(crate) struct CoreConsumer {
+    consumer: Arc<Consumer>,
+    origin: Origin,
+}
+
+impl CoreConsumer {
+    pub(crate) fn new(consumer: Arc<Consumer>, origin: Origin) -> Self {
+        Self { consumer, origin }
+    }
+
+    /// Returns the core consumer and where it was made.
+    pub(crate) fn parts(&self) -> (&Arc<Consumer>, Origin) {
+        (&self.consumer, self.origin)
+    }
+}
+
+impl Drop for CoreConsumer {
+    fn drop(&mut self) {
+        // Forgotten without a stop: give back what was claimed ahead, when that needs no waiting.
+        if self.origin.check().is_ok() && self.consumer.bus().backend().in_process().is_some() {
+            let _ = mailbox::now(self.consumer.stop());
+        }
+    }
+}
+
+/// Claims the next delivery without waiting.
+pub(crate) fn take(
+    py: Python<'_>,
+    consumer: &Arc<Consumer>,
+    origin: Origin,
+    bus: &Py<PyAny>,
+) -> PyResult<Option<Py<CoreDelivery>>> {
+    let claimed = match consumer.pop() {
+        // Claimed before: only the frame is to be decoded.
+        Some(delivery) => {
+            match codec::decode(&delivery.body, consumer.bus().limits(), fresh_defaults) {
+                Ok(event) => Some((delivery, event)),
+                Err(_) => {
+                    consumer.put_back(delivery);
+                    claim_now(consumer)?
+                }
+            }
+        }
+        None => claim_now(consumer)?,
+    };
+    let Some((delivery, event)) = claimed else { return Ok(None) };
+    let event = Py::new(py, PyEvent::received(py, event, *consumer.bus().limits())?)?;
+    let bus = bus.clone_ref(py);
+    let delivery = CoreDelivery::new(Arc::clone(consumer), delivery, event, origin, bus);
+    Py::new(py, delivery).map(Some)
+}
+
+/// Claims at once where the backend can; brokers claim ahead.
+fn claim_now(consumer: &Arc<Consumer>) -> PyResult<Option<(Delivery, Event)>> {
+    if consumer.bus().backend().in_process().is_none() {
+        return Ok(None);
+    }
+    Ok(mailbox::now(claim_decoded(consumer))??)
+}
+
+/// Claims until a delivery can be decoded; undecodable ones go to the dead letters with their raw
+/// bytes, newer envelopes are left for newer workers.
+async fn claim_decoded(consumer: &Consumer) -> Result<Option<(Delivery, Event)>> {
+    while let Some(delivery) = consumer.claim().await? {
+        match codec::decode(&delivery.body, consumer.bus().limits(), fresh_defaults) {
+            Ok(event) => return Ok(Some((delivery, event))),
+            Err(error) => {
+                let token = delivery.lease.token;
+                let outcome = match error {
+                    Error::UnknownVersion { .. } => {
+                        Outcome::Defer { after: consumer.options().lease }
+                    }
+                    error => {
+                        consumer.bus().counters().malformed.add(1);
+                        Outcome::Dead { reason: DeadReason::Undecodable, error: error.to_string() }
+                    }
+                };
+                match consumer.settle(token, outcome).await {
+                    Ok(()) | Err(Error::LeaseLost { .. }) => {}
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+    }
+    Ok(None)
+}
+
+#[pymethods]
+impl CoreConsumer {
+    /// Claims the next delivery without waiting; `None` when nothing is ready or no slot is free.
+    fn take(&self, py: Python<'_>, bus: Py<PyAny>) -> PyResult<Option<Py<CoreDelivery>>> {
+        self.origin.check()?;
+        take(py, &self.consumer, self.origin, &bus)
+    }
+
+    /// Waits until `take` may give something.
+    fn wait(&self) -> PyResult<Pending> {
+        self.origin.check()?;
+        let consumer = Arc::clone(&self.consumer);
+        Ok(Pending::new(move |_py| {
+            Ok(Pending::run(async move { consumer.wait_ready().await }, |py, ()| Ok(py.None())))
+        }))
+    }
+
+    /// Waits for lost leases; a list of tokens, empty when the consumer stopped.
+    fn lost(&self) -> Pending {
+        let consumer = Arc::clone(&self.consumer);
+        Pending::new(move |_py| {
+            Ok(Pending::run(async move { Ok(consumer.lost().await) }, |py, tokens| {
+                Ok(PyList::new(py, tokens)?.into_any().unbind())
+            }))
+        })
+    }
+
+    /// Stops claiming and gives back what was not handed out.
+    fn stop(&self) -> Pending {
+        let consumer = Arc::clone(&self.consumer);
+        Pending::new(move |_py| {
+            Ok(Pending::run(async move { consumer.stop().await }, |py, ()| Ok(py.None())))
+        })
+    }
+
+    /// Stops and gives everything in hand back, counting nothing.
+    fn release(&self) -> Pending {
+        let consumer = Arc::clone(&self.consumer);
+        Pending::new(move |_py| {
+            Ok(Pending::run(async move { consumer.release().await }, |py, ()| Ok(py.None())))
+        })
+    }
+
+    /// How many deliveries are in hand.
+    #[getter]
+    fn in_hand(&self) -> usize {
+        self.consumer.in_hand()
+    }
+}
+
+/// One attempt to handle an event.
+#[pyclass(frozen, name = "CoreDelivery", module = "eventbus._eventbus", subclass)]
+pub(crate) struct CoreDelivery {
+    consumer: Arc<Consumer>,
+    delivery: Delivery,
+    event: Py<PyEvent>,
+    settled: std::sync::atomic::AtomicBool,
+    origin: Origin,
+    bus: Py<PyAny>,
+}
+
+impl CoreDelivery {
+    fn new(
+        consumer: Arc<Consumer>,
+        delivery: Delivery,
+        event: Py<PyEvent>,
+        origin: Origin,
+        bus: Py<PyAny>,
+    ) -> Self {
+        Self {
+            bus,
+            consumer,
+            delivery,
+            event,
+            settled: std::sync::atomic::AtomicBool::new(false),
+            origin,
+        }
+    }
+
+    /// Returns the consumer and the delivery, for a transaction that settles it.
+    pub(crate) fn parts(&self) -> (&Arc<Consumer>, &Delivery) {
+        (&self.consumer, &self.delivery)
+    }
+
+    pub(crate) fn token(&self) -> u64 {
+        self.delivery.lease.token
+    }
+
+    pub(crate) fn is_settled(&self) -> bool {
+        self.settled.load(std::sync::atomic::Ordering::Acquire)
+    }
+
+    /// Marks it as settled by somebody who settles several; false when it was settled before.
+    pub(crate) fn claim_settlement(&self) -> bool {
+        !self.settled.swap(true, std::sync::atomic::Ordering::AcqRel)
+    }
+
+    /// Acknowledges at once where the backend can, else returns what to await.
+    pub(crate) fn acknowledge(&self) -> PyResult<Option<Pending>> {
+        self.settle(Outcome::Ack)
+    }
+
+    pub(crate) fn mark_settled(&self) {
+        self.settled.store(true, std::sync::atomic::Ordering::Release);
+        self.consumer.forget(self.delivery.lease.token);
+    }
+
+    /// Settles at once where the backend can, else returns what to await.
+    fn settle(&self, outcome: Outcome) -> PyResult<Option<Pending>> {
+        self.origin.check()?;
+        if self.settled.swap(true, std::sync::atomic::Ordering::AcqRel) {
+            return Err(Error::LeaseLost {
+                group: self.delivery.lease.group.to_string(),
+                token: self.delivery.lease.token,
+            }
+            .into());
+        }
+        let (consumer, token) = (Arc::clone(&self.consumer), self.delivery.lease.token);
+        let in_process = consumer.bus().backend().in_process().is_some();
+        mailbox::now_or_later(in_process, async move { consumer.settle(token, outcome).await })
+    }
+}
+
+#[pymethods]
+impl CoreDelivery {
+    /// The bus it came from.
+    #[getter]
+    fn bus(&self, py: Python<'_>) -> Py<PyAny> {
+        self.bus.clone_ref(py)
+    }
+
+    #[getter]
+    pub(crate) fn event(&self, py: Python<'_>) -> Py<PyEvent> {
+        self.event.clone_ref(py)
+    }
+
+    #[getter]
+    fn topic<'py>(&self, py: Python<'py>) -> Bound<'py, PyString> {
+        PyString::new(py, &self.delivery.topic)
+    }
+
+    #[getter]
+    fn group<'py>(&self, py: Python<'py>) -> Bound<'py, PyString> {
+        PyString::new(py, &self.delivery.lease.group)
+    }
+
+    #[getter]
+    fn key(&self) -> Option<&str> {
+        self.delivery.key.as_deref()
+    }
+
+    #[getter]
+    fn priority(&self) -> i16 {
+        self.delivery.priority
+    }
+
+    /// Which attempt this is, from 1: handler errors so far plus one.
+    #[getter]
+    fn attempt(&self) -> u32 {
+        self.delivery.attempts + 1
+    }
+
+    #[getter]
+    fn crashes(&self) -> u32 {
+        self.delivery.crashes
+    }
+
+    #[getter]
+    fn fencing_token(&self) -> u64 {
+        self.delivery.lease.token
+    }
+
+    #[getter]
+    fn message_id(&self) -> String {
+        options::id_text(&self.delivery.lease.message)
+    }
+
+    #[getter]
+    fn accepted_at(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
+        options::utc_time(py, self.delivery.accepted_at)
+    }
+
+    #[getter]
+    fn settled(&self) -> bool {
+        self.settled.load(std::sync::atomic::Ordering::Acquire)
+    }
+
+    /// Acknowledges; `None` when done, else what to await.
+    fn settle_ack(&self) -> PyResult<Option<Pending>> {
+        self.settle(Outcome::Ack)
+    }
+
+    /// Counts a failure: due again after `after` seconds (default: the policy's back-off), or dead
+    /// when the attempts are used up.
+    #[pyo3(signature = (error, after=None))]
+    fn settle_failed(
+        &self,
+        error: String,
+        after: Option<Bound<'_, PyAny>>,
+    ) -> PyResult<Option<Pending>> {
+        let fraction = rand::random::<f64>();
+        let mut outcome = self.consumer.after_failure(self.delivery.attempts, error, fraction);
+        if let (Outcome::Retry { after: own, .. }, Some(asked)) = (&mut outcome, after) {
+            *own = options::seconds("after", &asked)?;
+        }
+        self.settle(outcome)
+    }
+
+    /// Moves it to the dead letters.
+    fn settle_dead(&self, reason: &str, error: String) -> PyResult<Option<Pending>> {
+        let reason = match reason {
+            "rejected" => DeadReason::Rejected,
+            "undecodable" => DeadReason::Undecodable,
+            "unknown_task" => DeadReason::UnknownTask,
+            _ => DeadReason::Failed,
+        };
+        self.settle(Outcome::Dead { reason, error })
+    }
+
+    /// Gives it back untouched.
+    fn settle_release(&self) -> PyResult<Option<Pending>> {
+        self.settle(Outcome::Release)
+    }
+}
+
+impl Drop for CoreDelivery {
+    fn drop(&mut self) {
+        // Garbage collected without a settlement: give it back, when that needs no waiting.
+        if !self.settled.load(std::sync::atomic::Ordering::Acquire) && self.origin.check().is_ok() {
+            let token = self.delivery.lease.token;
+            if self.consumer.bus().backend().in_process().is_some() {
+                let _ = mailbox::now(self.consumer.settle(token, Outcome::Release));
+            }
+        }
+    }
+}

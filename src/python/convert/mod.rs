@@ -1,0 +1,88 @@
+//! Python objects ⇄ the msgpack values of `crate::codec::value`.
+
+mod fast;
+mod reader;
+pub(crate) mod time;
+mod writer;
+
+use bytes::Bytes;
+use pyo3::prelude::*;
+use pyo3::types::PyBytes;
+
+use crate::codec::Limits;
+
+pub(crate) use writer::encode_value;
+
+/// Returns an empty map, the payload of an event that was given none.
+pub(crate) fn empty_map() -> Bytes {
+    Bytes::from_static(&[0x80])
+}
+
+/// Decodes one value.
+pub(crate) fn decode_value<'py>(
+    py: Python<'py>,
+    bytes: &[u8],
+    limits: &Limits,
+) -> PyResult<Bound<'py, PyAny>> {
+    reader::Decoder::new(py, bytes, limits).document()
+}
+
+/// Encode a value.
+///
+/// Args:
+///     value: Plain data; see the module.
+///     max_bytes: Largest result; 1 MiB by default.
+///     max_depth: Deepest nesting; 64 by default, at most 512.
+///     max_elements: Most elements in all; 100,000 by default.
+///
+/// Raises:
+///     EncodeError: A value of another type, or one that contains itself; the message holds the
+///         path to it. Also a ``TypeError`` or a ``ValueError``.
+///     PayloadTooLarge: A limit is exceeded.
+#[pyfunction]
+#[pyo3(signature = (value, *, max_bytes=None, max_depth=None, max_elements=None))]
+pub(crate) fn encode<'py>(
+    value: &Bound<'py, PyAny>,
+    max_bytes: Option<usize>,
+    max_depth: Option<usize>,
+    max_elements: Option<usize>,
+) -> PyResult<Bound<'py, PyBytes>> {
+    writer::encode_to_python(value, &limits(max_bytes, max_depth, max_elements))
+}
+
+/// Decode what ``encode`` made.
+///
+/// Args:
+///     data: The bytes of one value.
+///     max_bytes: Largest input; 1 MiB by default.
+///     max_depth: Deepest nesting; 64 by default, at most 512.
+///     max_elements: Most elements in all; 100,000 by default.
+///
+/// Raises:
+///     DecodeError: The bytes are not one valid value.
+///     PayloadTooLarge: A limit is exceeded.
+#[pyfunction]
+#[pyo3(signature = (data, *, max_bytes=None, max_depth=None, max_elements=None))]
+pub(crate) fn decode<'py>(
+    py: Python<'py>,
+    data: &[u8],
+    max_bytes: Option<usize>,
+    max_depth: Option<usize>,
+    max_elements: Option<usize>,
+) -> PyResult<Bound<'py, PyAny>> {
+    decode_value(py, data, &limits(max_bytes, max_depth, max_elements))
+}
+
+fn limits(
+    max_bytes: Option<usize>,
+    max_depth: Option<usize>,
+    max_elements: Option<usize>,
+) -> Limits {
+    let default = Limits::default();
+    Limits {
+        max_bytes: max_bytes.unwrap_or(default.max_bytes),
+        // Both walkers recurse: deeper nesting than this could exhaust a small thread's stack.
+        max_depth: max_depth.unwrap_or(default.max_depth).min(512),
+        max_elements: max_elements.unwrap_or(default.max_elements),
+    }
+}

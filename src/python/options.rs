@@ -1,0 +1,474 @@
+//! Arguments from Python → core values, and core values → plain Python ones.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use pyo3::exceptions::PyTypeError;
+use pyo3::prelude::*;
+use pyo3::types::{PyBytes, PyDateTime, PyDelta, PyDeltaAccess, PyDict, PyInt, PyList, PyString};
+
+use super::convert::{self, time};
+use super::event::PyEvent;
+use crate::backend::{DeadLetter, Due, Message, MessageId, MessageInfo, Op, Overflow, Record};
+use crate::bus::{ConsumeOptions, fresh_defaults};
+use crate::clock::{Clock, SystemClock};
+use crate::codec::{self, Limits};
+use crate::error::{Error, Result};
+use crate::event::WallTime;
+use crate::retry::RetryPolicy;
+use crate::topic::{self, Binding};
+
+/// Longest key, dedup id or unique key in bytes.
+const MAX_KEY: usize = 255;
+/// Longest record key in bytes.
+const MAX_RECORD_KEY: usize = 1024;
+/// Most messages and bytes of one `publish_many`.
+const MAX_BATCH: usize = 1_000;
+const MAX_BATCH_BYTES: usize = 8 << 20;
+
+/// The keyword arguments of `publish` as they came.
+pub(crate) struct RawOptions {
+    pub(crate) key: Option<Py<PyAny>>,
+    pub(crate) delay: Option<Py<PyAny>>,
+    pub(crate) at: Option<Py<PyAny>>,
+    pub(crate) priority: Option<Py<PyAny>>,
+    pub(crate) dedup_id: Option<Py<PyAny>>,
+    pub(crate) unique: Option<Py<PyAny>>,
+    pub(crate) expires_after: Option<Py<PyAny>>,
+    pub(crate) correlation_id: Option<Py<PyAny>>,
+    pub(crate) source: Option<Py<PyAny>>,
+    pub(crate) metadata: Option<Py<PyAny>>,
+}
+
+/// The keyword arguments of `publish`, checked.
+pub(crate) struct PublishOptions {
+    key: Option<Box<str>>,
+    pub(crate) due: Due,
+    priority: i16,
+    pub(crate) dedup_id: Option<Box<str>>,
+    unique: Option<Box<str>>,
+    expires_after: Option<Duration>,
+    correlation_id: Option<Py<PyAny>>,
+    source: Option<Py<PyAny>>,
+    metadata: Option<Py<PyAny>>,
+}
+
+impl RawOptions {
+    const NAMES: [&str; 10] = [
+        "key",
+        "delay",
+        "at",
+        "priority",
+        "dedup_id",
+        "unique",
+        "expires_after",
+        "correlation_id",
+        "source",
+        "metadata",
+    ];
+
+    /// Takes the values in the order of `NAMES`.
+    pub(crate) fn from_values(given: [Option<Bound<'_, PyAny>>; 10]) -> Self {
+        let [
+            key,
+            delay,
+            at,
+            priority,
+            dedup_id,
+            unique,
+            expires_after,
+            correlation_id,
+            source,
+            metadata,
+        ] = given.map(|value| value.map(Bound::unbind));
+        Self {
+            key,
+            delay,
+            at,
+            priority,
+            dedup_id,
+            unique,
+            expires_after,
+            correlation_id,
+            source,
+            metadata,
+        }
+    }
+
+    pub(crate) fn from_dict(options: &Bound<'_, PyDict>) -> PyResult<Self> {
+        let mut given = [const { None }; 10];
+        for (name, value) in options {
+            let name: String = name.extract()?;
+            let Some(place) = Self::NAMES.iter().position(|known| *known == name) else {
+                let valid = Self::NAMES.join(", ");
+                return Err(PyTypeError::new_err(format!(
+                    "publish() got an unexpected keyword argument '{name}'; valid: {valid}"
+                )));
+            };
+            given[place] = Some(value).filter(|value| !value.is_none());
+        }
+        Ok(Self::from_values(given))
+    }
+
+    pub(crate) fn parse(self, py: Python<'_>) -> PyResult<PublishOptions> {
+        let due = match (&self.delay, &self.at) {
+            (None, None) => Due::Now,
+            (Some(delay), None) => Due::After(seconds("delay", delay.bind(py))?),
+            (None, Some(at)) => Due::At(epoch_micros("at", at.bind(py))?),
+            (Some(_), Some(_)) => {
+                return Err(PyTypeError::new_err("give delay or at, not both"));
+            }
+        };
+        let priority = match &self.priority {
+            None => 0,
+            Some(priority) => {
+                let priority = priority.bind(py);
+                if !priority.is_instance_of::<PyInt>() {
+                    return Err(wrong_type("priority", "an int", priority));
+                }
+                priority.extract::<i16>().map_err(|_| Error::InvalidArgument {
+                    what: "priority",
+                    value: priority.to_string(),
+                    rule: "must be from -32768 to 32767",
+                })?
+            }
+        };
+        let expires_after = match &self.expires_after {
+            None => None,
+            Some(expires) => Some(seconds("expires_after", expires.bind(py))?),
+        };
+        for (what, value) in [("source", &self.source), ("correlation_id", &self.correlation_id)] {
+            if let Some(value) = value
+                && !value.bind(py).is_instance_of::<PyString>()
+            {
+                return Err(wrong_type(what, "a str", value.bind(py)));
+            }
+        }
+        if let Some(metadata) = &self.metadata
+            && !metadata.bind(py).is_instance_of::<PyDict>()
+        {
+            return Err(wrong_type("metadata", "a dict", metadata.bind(py)));
+        }
+        Ok(PublishOptions {
+            key: text_option(py, "key", self.key.as_ref())?,
+            due,
+            priority,
+            dedup_id: text_option(py, "dedup_id", self.dedup_id.as_ref())?,
+            unique: text_option(py, "unique", self.unique.as_ref())?,
+            expires_after,
+            correlation_id: self.correlation_id,
+            source: self.source,
+            metadata: self.metadata,
+        })
+    }
+}
+
+type Given<'py> = Option<Bound<'py, PyAny>>;
+
+impl PublishOptions {
+    /// Whether fields of the event are replaced.
+    pub(crate) fn overrides(&self) -> bool {
+        self.correlation_id.is_some() || self.source.is_some() || self.metadata.is_some()
+    }
+
+    /// Returns source, correlation id and metadata.
+    pub(crate) fn fields<'py>(&self, py: Python<'py>) -> (Given<'py>, Given<'py>, Given<'py>) {
+        let bind = |value: &Option<Py<PyAny>>| value.as_ref().map(|value| value.bind(py).clone());
+        (bind(&self.source), bind(&self.correlation_id), bind(&self.metadata))
+    }
+}
+
+/// The error for an argument of another type.
+pub(crate) fn wrong_type(what: &str, wanted: &str, value: &Bound<'_, PyAny>) -> PyErr {
+    let class = value.get_type().name().map_or_else(|_| "?".into(), |name| name.to_string());
+    PyTypeError::new_err(format!("{what} must be {wanted}, not {class}"))
+}
+
+fn text_option(
+    py: Python<'_>,
+    what: &'static str,
+    value: Option<&Py<PyAny>>,
+) -> PyResult<Option<Box<str>>> {
+    let Some(value) = value else { return Ok(None) };
+    let value = value.bind(py);
+    let text = value.cast::<PyString>().map_err(|_| wrong_type(what, "a str", value))?;
+    let text = text.to_str()?;
+    if text.is_empty() || text.len() > MAX_KEY {
+        return Err(Error::InvalidArgument {
+            what,
+            value: format!("of {} bytes", text.len()),
+            rule: "must be 1 to 255 bytes",
+        }
+        .into());
+    }
+    Ok(Some(text.into()))
+}
+
+/// Returns a UUIDv7 (RFC 9562): the time of acceptance, then random bits from our own source, as
+/// the crate's would be a system call each.
+fn message_identity() -> MessageId {
+    let micros = SystemClock.now();
+    let millis = u64::try_from(micros / 1000).unwrap_or(0);
+    let random = super::event::random_uuid();
+    let mut tail = [0; 10];
+    tail.copy_from_slice(&random[..10]);
+    *uuid::Builder::from_unix_timestamp_millis(millis, &tail).as_uuid().as_bytes()
+}
+
+/// Builds the message of a publish.
+pub(crate) fn message(topic: &Arc<str>, body: Bytes, options: Option<&PublishOptions>) -> Message {
+    let mut message = Message {
+        id: message_identity(),
+        topic: Arc::clone(topic),
+        body,
+        key: None,
+        priority: 0,
+        due: Due::Now,
+        expires_after: None,
+        dedup_id: None,
+        unique: None,
+        // Subscribers of an in-process bus are called by the publisher.
+        broadcast: false,
+    };
+    if let Some(options) = options {
+        message.key.clone_from(&options.key);
+        message.priority = options.priority;
+        message.due = options.due;
+        message.expires_after = options.expires_after;
+        message.dedup_id.clone_from(&options.dedup_id);
+        message.unique.clone_from(&options.unique);
+    }
+    message
+}
+
+/// Refuses a batch that is too large to be one transaction.
+pub(crate) fn check_batch(ops: &[Op]) -> Result<()> {
+    let bytes: usize = ops
+        .iter()
+        .map(|op| match op {
+            Op::Publish(message) => message.body.len(),
+            _ => 0,
+        })
+        .sum();
+    let too_large = |what, size: usize, limit: usize| Error::TooLarge {
+        what,
+        size: size as u64,
+        limit: limit as u64,
+        remedy: "split the batch: each call of publish_many is one transaction",
+    };
+    if ops.len() > MAX_BATCH {
+        return Err(too_large("batch messages", ops.len(), MAX_BATCH));
+    }
+    if bytes > MAX_BATCH_BYTES {
+        return Err(too_large("batch bytes", bytes, MAX_BATCH_BYTES));
+    }
+    Ok(())
+}
+
+/// Returns a topic or pattern as str.
+#[inline]
+pub(crate) fn topic_text<'a, 'py>(
+    topic: &'a Bound<'py, PyAny>,
+    what: &str,
+) -> PyResult<&'a Bound<'py, PyString>> {
+    topic.cast::<PyString>().map_err(|_| wrong_type(what, "a str", topic))
+}
+
+/// Returns its UTF-8 text.
+#[inline]
+pub(crate) fn topic_str<'a>(text: &'a Bound<'_, PyString>) -> Result<&'a str> {
+    text.to_str().map_err(|error| Error::Topic {
+        what: "topic",
+        name: text.to_string_lossy().chars().take(80).collect(),
+        rule: format!("cannot be encoded in UTF-8: {error}"),
+    })
+}
+
+/// Reads a number of seconds or a timedelta.
+pub(crate) fn seconds(what: &'static str, value: &Bound<'_, PyAny>) -> PyResult<Duration> {
+    if let Ok(delta) = value.cast::<PyDelta>() {
+        let whole = f64::from(delta.get_days()) * 86_400.0 + f64::from(delta.get_seconds());
+        return Ok(seconds_value(what, whole + f64::from(delta.get_microseconds()) / 1e6)?);
+    }
+    let number: f64 =
+        value.extract().map_err(|_| wrong_type(what, "seconds or a timedelta", value))?;
+    Ok(seconds_value(what, number)?)
+}
+
+/// Checks a number of seconds.
+pub(crate) fn seconds_value(what: &'static str, number: f64) -> Result<Duration> {
+    // 100 years: far beyond any use, and far below what overflows.
+    if !(0.0..=3_155_760_000.0).contains(&number) {
+        return Err(Error::InvalidArgument {
+            what,
+            value: number.to_string(),
+            rule: "must be seconds from 0 to 3155760000 (100 years)",
+        });
+    }
+    Ok(Duration::from_secs_f64(number))
+}
+
+/// Reads an aware datetime as microseconds since the epoch.
+pub(crate) fn epoch_micros(what: &'static str, value: &Bound<'_, PyAny>) -> PyResult<i64> {
+    if !value.is_instance_of::<PyDateTime>() {
+        let class = value.get_type().name()?;
+        return Err(PyTypeError::new_err(format!("{what} must be a datetime, not {class}")));
+    }
+    match time::wall_time(value)? {
+        Some(WallTime { micros, offset_micros: Some(offset) }) => Ok(micros - offset),
+        _ => Err(Error::InvalidArgument {
+            what,
+            value: value.to_string(),
+            rule: "must have a time zone, as datetime.now(timezone.utc) has",
+        }
+        .into()),
+    }
+}
+
+/// Reads an overflow policy.
+pub(crate) fn overflow(name: &str) -> Result<Overflow> {
+    match name {
+        "drop_oldest" => Ok(Overflow::DropOldest),
+        "drop_newest" => Ok(Overflow::DropNewest),
+        "close" => Ok(Overflow::Close),
+        other => Err(Error::InvalidArgument {
+            what: "overflow",
+            value: format!("{other:?}"),
+            rule: "must be 'drop_oldest', 'drop_newest' or 'close'",
+        }),
+    }
+}
+
+/// Checks a record key.
+pub(crate) fn record_key(key: &str) -> Result<()> {
+    if key.is_empty() || key.len() > MAX_RECORD_KEY {
+        return Err(Error::InvalidArgument {
+            what: "record key",
+            value: format!("of {} bytes", key.len()),
+            rule: "must be 1 to 1024 bytes",
+        });
+    }
+    Ok(())
+}
+
+/// The options of `consume`, mirrored from `eventbus.config.ConsumeOptions`.
+#[derive(FromPyObject)]
+pub(crate) struct PyConsumeOptions {
+    group: String,
+    concurrency: usize,
+    batch: Option<usize>,
+    lease: f64,
+    max_lease: f64,
+    max_length: Option<u64>,
+    retry: PyRetryPolicy,
+}
+
+/// `eventbus.RetryPolicy`.
+#[derive(FromPyObject)]
+struct PyRetryPolicy {
+    max_attempts: u32,
+    max_deliveries: u32,
+    base: f64,
+    cap: f64,
+    factor: f64,
+}
+
+impl PyConsumeOptions {
+    /// Converts; the Python class checked ranges when it was made.
+    pub(crate) fn into_core(self, bindings: Vec<Binding>) -> Result<ConsumeOptions> {
+        topic::validate_group(&self.group)?;
+        Ok(ConsumeOptions {
+            group: self.group.into(),
+            bindings,
+            // A batch is one call's worth: it must fit into the hands.
+            concurrency: self.concurrency.max(self.batch.unwrap_or(0)),
+            lease: seconds_value("lease", self.lease)?,
+            max_lease: seconds_value("max_lease", self.max_lease)?,
+            retry: RetryPolicy {
+                max_attempts: self.retry.max_attempts,
+                max_deliveries: self.retry.max_deliveries,
+                base: seconds_value("base", self.retry.base)?,
+                cap: seconds_value("cap", self.retry.cap)?,
+                factor: self.retry.factor,
+            },
+            max_length: self.max_length,
+        })
+    }
+}
+
+/// Renders a record as (key, version, value).
+pub(crate) fn record(py: Python<'_>, record: &Record, limits: &Limits) -> PyResult<Py<PyAny>> {
+    let value = convert::decode_value(py, &record.value, limits)?;
+    Ok((&*record.key, record.version, value).into_pyobject(py)?.into_any().unbind())
+}
+
+/// Renders a count.
+pub(crate) fn number(py: Python<'_>, count: u64) -> PyResult<Py<PyAny>> {
+    Ok(count.into_pyobject(py)?.into_any().unbind())
+}
+
+/// Renders a message id as the text of a UUID.
+pub(crate) fn id_text(id: &MessageId) -> String {
+    uuid::Uuid::from_bytes(*id).hyphenated().to_string()
+}
+
+/// Reads a message id.
+pub(crate) fn message_id(text: &str) -> Result<MessageId> {
+    let id = uuid::Uuid::try_parse(text).map_err(|_| Error::InvalidArgument {
+        what: "message id",
+        value: format!("{text:?}"),
+        rule: "must be the text of a UUID, as in delivery.message_id",
+    })?;
+    Ok(*id.as_bytes())
+}
+
+/// Renders microseconds since the epoch as an aware datetime.
+pub(crate) fn utc_time(py: Python<'_>, micros: i64) -> PyResult<Py<PyAny>> {
+    Ok(time::datetime(py, &WallTime { micros, offset_micros: Some(0) })?.unbind())
+}
+
+/// Renders messages as dicts.
+pub(crate) fn message_infos(py: Python<'_>, copies: &[MessageInfo]) -> PyResult<Py<PyAny>> {
+    let list = PyList::empty(py);
+    for copy in copies {
+        let dict = PyDict::new(py);
+        dict.set_item("group", &*copy.group)?;
+        dict.set_item("message_id", id_text(&copy.message))?;
+        dict.set_item("topic", &*copy.topic)?;
+        dict.set_item("state", pythonize::pythonize(py, &copy.state)?)?;
+        dict.set_item("at", utc_time(py, copy.at)?)?;
+        dict.set_item("attempts", copy.attempts)?;
+        dict.set_item("priority", copy.priority)?;
+        list.append(dict)?;
+    }
+    Ok(list.into_any().unbind())
+}
+
+/// Renders dead letters as dicts; `event` is `None` when the body cannot be decoded.
+pub(crate) fn dead_letters(
+    py: Python<'_>,
+    letters: Vec<DeadLetter>,
+    limits: &Limits,
+) -> PyResult<Py<PyAny>> {
+    let list = PyList::empty(py);
+    for letter in letters {
+        let dict = PyDict::new(py);
+        dict.set_item("group", &*letter.group)?;
+        dict.set_item("message_id", id_text(&letter.message))?;
+        dict.set_item("topic", &*letter.topic)?;
+        dict.set_item("reason", pythonize::pythonize(py, &letter.reason)?)?;
+        dict.set_item("error", letter.error)?;
+        dict.set_item("attempts", letter.attempts)?;
+        dict.set_item("crashes", letter.crashes)?;
+        dict.set_item("died_at", utc_time(py, letter.died_at)?)?;
+        dict.set_item("body", PyBytes::new(py, &letter.body))?;
+        let event = match codec::decode(&letter.body, limits, fresh_defaults) {
+            Ok(event) => Some(Py::new(py, PyEvent::received(py, event, *limits)?)?),
+            Err(_) => None,
+        };
+        dict.set_item("event", event)?;
+        list.append(dict)?;
+    }
+    Ok(list.into_any().unbind())
+}

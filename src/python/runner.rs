@@ -1,0 +1,293 @@
+//! What a worker task of a consumer awaits: claim, call the handler, acknowledge, again.
+
+use std::sync::Arc;
+
+use pyo3::PyTraverseError;
+use pyo3::exceptions::PyStopIteration;
+use pyo3::gc::PyVisit;
+use pyo3::intern;
+use pyo3::prelude::*;
+
+use super::consumer::{self, CoreConsumer, CoreDelivery};
+use super::invoke::{self, Context, Stepped};
+use super::mailbox::thrown;
+use super::runtime::Origin;
+use crate::backend::Outcome;
+use crate::bus::Consumer;
+
+/// Deliveries after which a worker that never had to wait lets the loop turn.
+const PAUSE_AFTER: u32 = 128;
+
+/// An awaitable that can be awaited again and again. Each time it handles deliveries until there
+/// is nothing to claim (its value is then `None`), or until something needs a decision: then its
+/// value is `(delivery, what, acknowledging)`, where `what` is the handler's exception, or, when
+/// acknowledging, the settlement's exception or an awaitable for it.
+#[pyclass(module = "eventbus._eventbus")]
+pub(crate) struct Runner {
+    consumer: Arc<Consumer>,
+    origin: Origin,
+    bus: Py<PyAny>,
+    handler: Py<PyAny>,
+    /// Whether the handler is given the delivery instead of its event.
+    whole: bool,
+    context: Py<PyAny>,
+    /// The context variable that holds the current delivery.
+    variable: Py<PyAny>,
+    /// Called when a handler suspends: another worker may look for more.
+    on_suspend: Py<PyAny>,
+    /// Called with a delivery and the reason when its acknowledgement came too late.
+    on_late: Py<PyAny>,
+    running: Option<Running>,
+    /// Handled, to be acknowledged together before anybody else can look.
+    handled: Vec<Py<CoreDelivery>>,
+    since_pause: u32,
+}
+
+struct Running {
+    context: Context,
+    coroutine: Py<PyAny>,
+    delivery: Py<CoreDelivery>,
+}
+
+/// What handling one delivery came to.
+enum Handled {
+    Acknowledged,
+    Suspended(Py<PyAny>),
+    Decide(Py<PyAny>),
+}
+
+#[pymethods]
+impl Runner {
+    #[new]
+    #[allow(clippy::too_many_arguments)]
+    fn new(
+        bus: Py<PyAny>,
+        consumer: PyRef<'_, CoreConsumer>,
+        handler: Py<PyAny>,
+        whole: bool,
+        context: Py<PyAny>,
+        variable: Py<PyAny>,
+        on_suspend: Py<PyAny>,
+        on_late: Py<PyAny>,
+    ) -> Self {
+        let (consumer, origin) = consumer.parts();
+        Self {
+            consumer: Arc::clone(consumer),
+            origin,
+            bus,
+            handler,
+            whole,
+            context,
+            variable,
+            on_suspend,
+            on_late,
+            running: None,
+            handled: Vec::new(),
+            since_pause: 0,
+        }
+    }
+
+    /// The token of the delivery whose handler is suspended.
+    #[getter]
+    fn token(&self) -> Option<u64> {
+        self.running.as_ref().map(|running| running.delivery.get().token())
+    }
+
+    fn __await__(slf: Py<Self>) -> Py<Self> {
+        slf
+    }
+
+    fn __iter__(slf: Py<Self>) -> Py<Self> {
+        slf
+    }
+
+    fn __next__(&mut self, py: Python<'_>) -> PyResult<Option<Py<PyAny>>> {
+        let result = self.run(py);
+        // Before the loop turns, so that no other task of this thread sees a handled delivery open.
+        self.flush(py)?;
+        result
+    }
+
+    fn send(&mut self, py: Python<'_>, _value: &Bound<'_, PyAny>) -> PyResult<Py<PyAny>> {
+        self.__next__(py)?.ok_or_else(|| PyStopIteration::new_err((py.None(),)))
+    }
+
+    #[pyo3(signature = (kind, value=None, traceback=None))]
+    fn throw(
+        &mut self,
+        py: Python<'_>,
+        kind: &Bound<'_, PyAny>,
+        value: Option<&Bound<'_, PyAny>>,
+        traceback: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<Py<PyAny>> {
+        let _ = traceback;
+        let error = thrown(kind, value)?;
+        let Some(running) = self.running.take() else { return Err(error) };
+        let stepped = running.context.run(py, || invoke::throw(running.coroutine.bind(py), error));
+        match self.resumed(py, running, stepped)? {
+            Some(waiter) => Ok(waiter),
+            None => self.send(py, py.None().bind(py)),
+        }
+    }
+
+    fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
+        for part in [&self.bus, &self.handler, &self.context, &self.on_suspend, &self.on_late] {
+            visit.call(Some(part))?;
+        }
+        if let Some(running) = &self.running {
+            visit.call(Some(&running.coroutine))?;
+            visit.call(Some(&running.delivery))?;
+        }
+        self.handled.iter().try_for_each(|delivery| visit.call(Some(delivery)))
+    }
+
+    fn __clear__(mut slf: PyRefMut<'_, Self>) {
+        let py = slf.py();
+        slf.bus = py.None();
+        slf.handler = py.None();
+        slf.on_suspend = py.None();
+        slf.on_late = py.None();
+        slf.running = None;
+        slf.handled.clear();
+    }
+
+    fn close(&mut self, py: Python<'_>) -> PyResult<()> {
+        match self.running.take() {
+            Some(running) => running
+                .context
+                .run(py, || running.coroutine.call_method0(py, intern!(py, "close")).map(|_| ())),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Runner {
+    /// Handles deliveries until one suspends, one needs a decision or none is left.
+    fn run(&mut self, py: Python<'_>) -> PyResult<Option<Py<PyAny>>> {
+        if let Some(running) = self.running.take() {
+            let stepped = running.context.run(py, || invoke::step(running.coroutine.bind(py)));
+            if let Some(waiter) = self.resumed(py, running, stepped)? {
+                return Ok(Some(waiter));
+            }
+        }
+        loop {
+            self.since_pause += 1;
+            if self.since_pause > PAUSE_AFTER {
+                self.since_pause = 0;
+                return Ok(Some(py.None()));
+            }
+            self.origin.check()?;
+            if !self.consumer.has_claimed() {
+                // A claim asks for as many as there are free slots.
+                self.flush(py)?;
+            }
+            let Some(delivery) = consumer::take(py, &self.consumer, self.origin, &self.bus)? else {
+                self.since_pause = 0;
+                return Ok(None);
+            };
+            match self.handle(py, delivery)? {
+                Handled::Acknowledged => {}
+                Handled::Suspended(waiter) => {
+                    self.on_suspend.call0(py)?;
+                    return Ok(Some(waiter));
+                }
+                Handled::Decide(what) => return Err(PyStopIteration::new_err((what,))),
+            }
+        }
+    }
+
+    /// Goes on after a step of a suspended handler: `Some` when it suspended again.
+    fn resumed(
+        &mut self,
+        py: Python<'_>,
+        running: Running,
+        stepped: PyResult<Stepped>,
+    ) -> PyResult<Option<Py<PyAny>>> {
+        match stepped {
+            Ok(Stepped::Yield(waiter)) => {
+                self.running = Some(running);
+                Ok(Some(waiter))
+            }
+            Ok(Stepped::Done) => match self.acknowledge(py, running.delivery)? {
+                Handled::Decide(what) => Err(PyStopIteration::new_err((what,))),
+                _ => Ok(None),
+            },
+            Err(error) => {
+                let what = decide(py, running.delivery, error.into_value(py).into_any(), false)?;
+                Err(PyStopIteration::new_err((what,)))
+            }
+        }
+    }
+
+    /// Calls the handler in a context of its own and acknowledges when it has returned.
+    fn handle(&mut self, py: Python<'_>, delivery: Py<CoreDelivery>) -> PyResult<Handled> {
+        let context = Context::copy(py, Some(&self.context))?;
+        let started = context.run(py, || {
+            invoke::set_variable(py, &self.variable, delivery.as_any())?;
+            let result = if self.whole {
+                invoke::user_code(|| self.handler.bind(py).call1((&delivery,)))?
+            } else {
+                let event = delivery.get().event(py);
+                invoke::user_code(|| self.handler.bind(py).call1((event,)))?
+            };
+            if !invoke::is_coroutine(&result)? {
+                return Ok((Stepped::Done, None));
+            }
+            Ok((invoke::step(&result)?, Some(result.unbind())))
+        });
+        match started {
+            Ok((Stepped::Yield(waiter), Some(coroutine))) => {
+                self.running = Some(Running { context, coroutine, delivery });
+                Ok(Handled::Suspended(waiter))
+            }
+            Ok(_) => self.acknowledge(py, delivery),
+            Err(error) => {
+                decide(py, delivery, error.into_value(py).into_any(), false).map(Handled::Decide)
+            }
+        }
+    }
+
+    fn acknowledge(&mut self, py: Python<'_>, delivery: Py<CoreDelivery>) -> PyResult<Handled> {
+        self.consumer.bus().counters().delivered.add(1);
+        if delivery.get().is_settled() {
+            return Ok(Handled::Acknowledged);
+        }
+        if self.consumer.bus().backend().in_process().is_some() {
+            if delivery.get().claim_settlement() {
+                self.handled.push(delivery);
+            }
+            return Ok(Handled::Acknowledged);
+        }
+        let what = match delivery.get().acknowledge() {
+            Ok(None) => return Ok(Handled::Acknowledged),
+            Ok(Some(pending)) => Py::new(py, pending)?.into_any(),
+            Err(error) => error.into_value(py).into_any(),
+        };
+        decide(py, delivery, what, true).map(Handled::Decide)
+    }
+
+    /// Acknowledges what was handled.
+    fn flush(&mut self, py: Python<'_>) -> PyResult<()> {
+        if self.handled.is_empty() {
+            return Ok(());
+        }
+        let handled = std::mem::take(&mut self.handled);
+        let tokens: Vec<_> = handled.iter().map(|delivery| delivery.get().token()).collect();
+        let results = self.consumer.settle_all_now(&tokens, &Outcome::Ack)?;
+        for (delivery, result) in handled.into_iter().zip(results) {
+            if let Err(error) = result {
+                self.on_late.call1(py, (delivery, PyErr::from(error).into_value(py)))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn decide(
+    py: Python<'_>,
+    delivery: Py<CoreDelivery>,
+    what: Py<PyAny>,
+    acknowledging: bool,
+) -> PyResult<Py<PyAny>> {
+    Ok((delivery, what, acknowledging).into_pyobject(py)?.into_any().unbind())
+}

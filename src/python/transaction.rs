@@ -1,0 +1,149 @@
+//! The class `CoreTransaction`: collects steps, commits them as one.
+
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use pyo3::prelude::*;
+use pyo3::types::PyDict;
+
+use super::bus::CoreBus;
+use super::consumer::CoreDelivery;
+use super::convert;
+use super::options::{self, RawOptions};
+use super::publish::{Prepared, Publish};
+use crate::backend::{Op, Outcome};
+use crate::error::Error;
+
+/// Steps that are committed together or not at all.
+#[pyclass(frozen, module = "eventbus._eventbus")]
+pub(crate) struct CoreTransaction {
+    bus: Py<CoreBus>,
+    delivery: Option<Py<CoreDelivery>>,
+    prepared: Mutex<Option<Prepared>>,
+    keys: Mutex<Vec<Arc<str>>>,
+    versions: Arc<Mutex<Vec<u64>>>,
+}
+
+impl CoreTransaction {
+    fn with<T>(&self, work: impl FnOnce(&mut Prepared) -> PyResult<T>) -> PyResult<T> {
+        // Taken out while `work` runs, as that may call Python.
+        let taken = self.prepared.lock().take();
+        let Some(mut prepared) = taken else {
+            return Err(Error::Closed { what: "transaction" }.into());
+        };
+        let result = work(&mut prepared);
+        *self.prepared.lock() = Some(prepared);
+        result
+    }
+}
+
+#[pymethods]
+impl CoreTransaction {
+    #[new]
+    #[pyo3(signature = (bus, delivery=None))]
+    fn new(bus: Py<CoreBus>, delivery: Option<Py<CoreDelivery>>) -> Self {
+        Self {
+            bus,
+            delivery,
+            prepared: Mutex::new(Some(Prepared::default())),
+            keys: Mutex::default(),
+            versions: Arc::default(),
+        }
+    }
+
+    /// Adds a publish; arguments as for `CoreBus.publish`.
+    #[pyo3(signature = (topic, event, **options))]
+    fn publish(
+        &self,
+        py: Python<'_>,
+        topic: &Bound<'_, PyAny>,
+        event: &Bound<'_, PyAny>,
+        options: Option<&Bound<'_, PyDict>>,
+    ) -> PyResult<()> {
+        let options = match options {
+            Some(options) => Some(RawOptions::from_dict(options)?.parse(py)?),
+            None => None,
+        };
+        let bus = self.bus.bind(py).get();
+        self.with(|prepared| {
+            CoreBus::prepare_one(bus.shared(), topic, event, options.as_ref(), prepared)
+        })
+    }
+
+    /// Adds a record write.
+    #[pyo3(signature = (key, value, if_version=None, ttl=None))]
+    fn put(
+        &self,
+        py: Python<'_>,
+        key: &str,
+        value: &Bound<'_, PyAny>,
+        if_version: Option<u64>,
+        ttl: Option<Bound<'_, PyAny>>,
+    ) -> PyResult<()> {
+        options::record_key(key)?;
+        let limits = *self.bus.bind(py).get().shared().bus.limits();
+        let value = convert::encode_value(value, &limits, "$")?;
+        let ttl = ttl.map(|ttl| options::seconds("ttl", &ttl)).transpose()?;
+        let key: Arc<str> = key.into();
+        self.with(|prepared| {
+            self.keys.lock().push(Arc::clone(&key));
+            prepared.ops.push(Op::Put { key, value, if_version, ttl });
+            Ok(())
+        })
+    }
+
+    /// Adds a record deletion.
+    #[pyo3(signature = (key, if_version=None))]
+    fn delete(&self, key: &str, if_version: Option<u64>) -> PyResult<()> {
+        options::record_key(key)?;
+        self.with(|prepared| {
+            prepared.ops.push(Op::Delete { key: key.into(), if_version });
+            Ok(())
+        })
+    }
+
+    /// Commits, settling the delivery first; then broadcasts what was published.
+    fn commit(&self, py: Python<'_>) -> PyResult<Publish> {
+        let Some(mut prepared) = self.prepared.lock().take() else {
+            return Err(Error::Closed { what: "transaction" }.into());
+        };
+        let versions = Arc::clone(&self.versions);
+        let delivery = self.delivery.as_ref().map(|delivery| delivery.clone_ref(py));
+        if let Some(delivery) = &delivery {
+            let (consumer, claimed) = delivery.bind(py).get().parts();
+            let ack = consumer.settlement(claimed.lease.token, Outcome::Ack)?;
+            prepared.ops.insert(0, ack);
+        }
+        prepared.committed = Some(Box::new(move |committed| {
+            *versions.lock() = committed.versions.clone();
+            if let Some(delivery) = &delivery {
+                delivery.get().mark_settled();
+            }
+        }));
+        let prepare = Mutex::new(Some(prepared));
+        Ok(Publish::prepare(
+            self.bus.clone_ref(py),
+            Box::new(move |_py, _bus| {
+                let taken = prepare.lock().take();
+                taken.ok_or_else(|| Error::Closed { what: "transaction" }.into())
+            }),
+        ))
+    }
+
+    /// Drops every step.
+    fn rollback(&self) {
+        let dropped = self.prepared.lock().take();
+        drop(dropped);
+    }
+
+    /// Returns the new version of each record put, after the commit.
+    #[getter]
+    fn versions<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let dict = PyDict::new(py);
+        let (keys, versions) = (self.keys.lock().clone(), self.versions.lock().clone());
+        for (key, version) in keys.iter().zip(versions) {
+            dict.set_item(&**key, version)?;
+        }
+        Ok(dict)
+    }
+}

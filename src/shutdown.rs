@@ -1,0 +1,50 @@
+//! Where background tasks are spawned and awaited: stop intake, drain, abort.
+
+use std::time::Duration;
+
+use tokio::runtime::Handle;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+/// The background tasks of one bus.
+#[derive(Debug, Clone)]
+pub struct Tasks {
+    handle: Handle,
+    tracker: TaskTracker,
+    stop: CancellationToken,
+}
+
+impl Tasks {
+    /// Creates an empty set whose tasks run on `handle`.
+    #[must_use]
+    pub fn new(handle: Handle) -> Self {
+        Self { handle, tracker: TaskTracker::new(), stop: CancellationToken::new() }
+    }
+
+    /// Spawns a task that ends when it is done or the set is stopped.
+    pub fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        let stop = self.stop.clone();
+        self.tracker.spawn_on(
+            async move {
+                tokio::select! {
+                    () = stop.cancelled() => {}
+                    () = task => {}
+                }
+            },
+            &self.handle,
+        );
+    }
+
+    /// Stops every task and waits for their end, at most `grace`. Idempotent.
+    pub async fn stop(&self, grace: Duration) {
+        self.stop.cancel();
+        self.tracker.close();
+        let _ = tokio::time::timeout(grace, self.tracker.wait()).await;
+    }
+
+    /// Asks every task to stop without waiting.
+    pub fn abort(&self) {
+        self.stop.cancel();
+        self.tracker.close();
+    }
+}

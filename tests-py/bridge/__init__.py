@@ -1,0 +1,1 @@
+"""The bridge between Rust and asyncio: awaitables, handlers, loops, forks, leases."""

@@ -1,0 +1,1 @@
+"""Fault runs: cancellation, interpreter exits, thread switches at every instruction."""

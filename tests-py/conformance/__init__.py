@@ -1,0 +1,1 @@
+"""The conformance suite: what every backend must do; one file per noun, the same for all."""

@@ -1,0 +1,114 @@
+"""The backends that the suite runs over, and buses on them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from eventbus import Bus, connect
+
+MakeBus = Callable[..., Awaitable[Bus]]
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One column of the matrix.
+
+    Attributes:
+        name: Names it in the test ids.
+        url: What ``connect`` gets; ``{unique}`` becomes a name of the test's own, so that all buses
+            of one test share a backend and no two tests do.
+        options: Further options of every bus.
+    """
+
+    name: str
+    url: str
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+BACKENDS = [
+    Backend("memory", "memory://{unique}"),
+    Backend("memory-queued", "memory://{unique}", {"delivery": "queued"}),
+    Backend("memory-strict", "memory://{unique}", {"strict": True}),
+]
+
+
+LoopFactory = Callable[[], asyncio.AbstractEventLoop]
+
+ON_UVLOOP = {"test_close", "test_consume", "test_deliveries", "test_publish", "test_stream"}
+"""The files that run on uvloop too, over the first backend: those where loops could differ."""
+
+
+def pytest_asyncio_loop_factories(
+    config: pytest.Config, item: pytest.Item
+) -> Mapping[str, LoopFactory]:
+    """Return the loops that a test runs on."""
+    del config
+    loops: dict[str, LoopFactory] = {"asyncio": asyncio.SelectorEventLoop}
+    if item.path.stem in ON_UVLOOP:
+        try:
+            import uvloop
+        except ImportError:
+            return loops
+        loops["uvloop"] = uvloop.new_event_loop
+    return loops
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep uvloop to one backend: the product of both would be long and say little more."""
+
+    def wanted(item: pytest.Item) -> bool:
+        call = getattr(item, "callspec", None)
+        if call is None or "uvloop" not in item.name:
+            return True
+        return call.params.get("backend", BACKENDS[0]) is BACKENDS[0]
+
+    items[:] = [item for item in items if wanted(item)]
+
+
+@pytest.fixture(params=BACKENDS, ids=lambda backend: backend.name)
+def backend(request: pytest.FixtureRequest) -> Backend:
+    """Each backend in turn."""
+    found: Backend = request.param
+    return found
+
+
+@pytest.fixture
+async def make_bus(
+    backend: Backend, unique: Callable[[str], str], no_leaked_tasks: None
+) -> AsyncIterator[MakeBus]:
+    """Return a function that makes a connected bus; all of one test share the backend."""
+    url = backend.url.format(unique=unique("bus").replace(":", "-"))
+    made: list[Bus] = []
+
+    async def make(**options: Any) -> Bus:
+        bus = connect(url, **{**backend.options, **options})
+        made.append(bus)
+        await bus.connect()
+        return bus
+
+    yield make
+    for bus in made:
+        await bus.drain(2.0)
+
+
+@pytest.fixture
+async def bus(make_bus: MakeBus) -> Bus:
+    """A connected bus."""
+    return await make_bus()
+
+
+@pytest.fixture
+def topic(unique: Callable[[str], str]) -> str:
+    """A topic of the test's own."""
+    return unique("topic")
+
+
+@pytest.fixture
+def group(unique: Callable[[str], str]) -> str:
+    """A group of the test's own."""
+    return unique("group")

@@ -1,0 +1,83 @@
+"""Wait idle: for tests that want everything handled."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from conformance.support import AT_ONCE, WITHIN
+from eventbus import Bus, Event
+from eventbus.testing import Recorder
+
+
+async def test_it_waits_for_queued_subscriptions(bus: Bus, topic: str) -> None:
+    seen: list[int] = []
+
+    async def handle(event: Event) -> None:
+        await asyncio.sleep(0.01)
+        seen.append(event.payload)
+
+    await bus.subscribe(topic, handle, delivery="queued")
+    await bus.publish(topic, 1)
+    await bus.publish(topic, 2)
+    await bus.wait_idle(WITHIN)
+    assert seen == [1, 2]
+
+
+async def test_it_waits_for_consumers_and_what_they_publish(
+    bus: Bus, topic: str, group: str
+) -> None:
+    last = Recorder()
+
+    async def forward(event: Event) -> None:
+        await asyncio.sleep(0.01)
+        await bus.publish(topic + ":next", event.payload)
+
+    await bus.consume(topic, forward, group=group)
+    await bus.consume(topic + ":next", last, group=group)
+    await bus.publish_many([(topic, number) for number in range(5)])
+    await bus.wait_idle(WITHIN)
+    assert sorted(last.payloads) == [0, 1, 2, 3, 4]
+
+
+async def test_it_waits_for_retries_at_once(bus: Bus, topic: str, group: str) -> None:
+    calls: list[int] = []
+
+    def fail(_event: Event) -> None:
+        calls.append(1)
+        raise ValueError
+
+    await bus.consume(topic, fail, group=group, retry=AT_ONCE)
+    await bus.publish(topic, 1)
+    await bus.wait_idle(WITHIN)
+    assert len(calls) == 3
+
+
+async def test_it_waits_for_the_outbox(bus: Bus, topic: str) -> None:
+    seen = Recorder()
+    await bus.subscribe(topic, seen)
+    bus.publish_nowait(topic, 1)
+    await bus.wait_idle(WITHIN)
+    assert seen.payloads == [1]
+
+
+async def test_a_group_without_consumer_and_delayed_events_do_not_count(
+    bus: Bus, topic: str, group: str
+) -> None:
+    await bus.declare_group(group, topic)
+    await bus.consume(topic + ":b", Recorder(), group=group + ":b")
+    await bus.publish(topic, 1)
+    await bus.publish(topic + ":b", 1, delay=3600)
+    await bus.wait_idle(WITHIN)
+
+
+async def test_it_gives_up_after_its_timeout(bus: Bus, topic: str) -> None:
+    go = asyncio.Event()
+    seen = Recorder(lambda _event: go.wait())
+    await bus.consume(topic, seen)
+    await bus.publish(topic, 1)
+    with pytest.raises(TimeoutError):
+        await bus.wait_idle(0.05)
+    go.set()
+    await bus.wait_idle(WITHIN)

@@ -1,0 +1,36 @@
+"""Fixtures that every test shares: names of its own, the loop matrix, no leaked tasks."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import re
+from collections.abc import AsyncIterator, Callable
+
+import pytest
+
+_numbers = itertools.count(1)
+
+
+@pytest.fixture
+def unique(request: pytest.FixtureRequest) -> Callable[[str], str]:
+    """Return a function that makes a name no other test uses, on a shared server either."""
+    test = re.sub(r"[^a-z0-9]+", "-", request.node.name.lower())[:60]
+    mark = f"{os.getpid()}-{next(_numbers)}"
+    return lambda name: f"{name}:{test}:{mark}"
+
+
+@pytest.fixture
+async def no_leaked_tasks() -> AsyncIterator[None]:
+    """Fail a test that leaves tasks of the bus behind on its loop; ask for it before the bus."""
+    before = asyncio.all_tasks()
+    yield
+    left = {
+        task
+        for task in asyncio.all_tasks() - before - {asyncio.current_task()}
+        if task.get_name().startswith("eventbus-")
+    }
+    if left:
+        await asyncio.wait(left, timeout=2.0)
+    assert not [task for task in left if not task.done()]
