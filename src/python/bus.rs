@@ -18,7 +18,7 @@ use super::hub::{Hub, Receiver, Route, Subscriber};
 use super::mailbox::{self, Pending};
 use super::options::{self, PublishOptions};
 use super::publish::{Broadcast, Prepared, Publish};
-use super::runtime::{self, Origin};
+use super::runtime::{self, Origin, python_code};
 use super::stream::CoreSubscription;
 use crate::backend::{Backend, Due, MessageAction, Op};
 use crate::bus::{self, Bus};
@@ -80,7 +80,7 @@ impl CoreBus {
         };
         shared.origin.check()?;
         if !self.live.load(Ordering::Acquire) {
-            slf.call_method1(intern!(slf.py(), "_not_live"), (operation,))?;
+            python_code(|| slf.call_method1(intern!(slf.py(), "_not_live"), (operation,)))?;
         }
         Ok(shared)
     }

@@ -8,6 +8,7 @@ use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyIterator, PySendResult, PyType};
 
 use super::mailbox::thrown;
+use super::runtime::python_code;
 
 /// What one step of a coroutine gave.
 pub(crate) enum Stepped {
@@ -15,39 +16,6 @@ pub(crate) enum Stepped {
     Yield(Py<PyAny>),
     /// It returned.
     Done,
-}
-
-/// Keeps a thread that is being ended inside Python out of our frames.
-///
-/// Before Python 3.14 a daemon thread that wants the GIL of an ending interpreter is ended by
-/// `pthread_exit`, which unwinds through the frames below it; the first `catch_unwind` on that way
-/// would abort the process. Its destructors run on the way: this one parks the thread for good, as
-/// Python 3.14 does itself.
-struct Doorstep;
-
-impl Drop for Doorstep {
-    fn drop(&mut self) {
-        if !std::thread::panicking() {
-            loop {
-                std::thread::park();
-            }
-        }
-    }
-}
-
-/// Runs something that calls the user's code.
-#[inline]
-pub(crate) fn user_code<T>(call: impl FnOnce() -> T) -> T {
-    let (mut call, mut result) = (Some(call), None);
-    let mut run = || result = call.take().map(|call| call());
-    // The compiler takes calls into C for calls that never unwind and would drop the doorstep; of
-    // a function it cannot see it knows no such thing.
-    let hidden: &mut dyn FnMut() = std::hint::black_box(&mut run);
-    let doorstep = Doorstep;
-    hidden();
-    std::mem::forget(doorstep);
-    #[allow(clippy::expect_used)] // `hidden` is `run`, which fills it
-    result.expect("the call was made")
 }
 
 /// Returns whether a handler's result is to be awaited: exactly what `asyncio.iscoroutine` says
@@ -65,7 +33,7 @@ pub(crate) fn is_coroutine(result: &Bound<'_, PyAny>) -> PyResult<bool> {
     }
     let iscoroutine = ISCOROUTINE
         .get_or_try_init(py, || py.import("asyncio")?.getattr("iscoroutine").map(Bound::unbind))?;
-    iscoroutine.bind(py).call1((result,))?.is_truthy()
+    python_code(|| iscoroutine.bind(py).call1((result,)))?.is_truthy()
 }
 
 /// Sends `None` into a coroutine.
@@ -78,19 +46,19 @@ pub(crate) fn step(coroutine: &Bound<'_, PyAny>) -> PyResult<Stepped> {
         // am_send slot; a native coroutine has it.
         #[allow(unsafe_code)]
         let iterator = unsafe { coroutine.cast_unchecked::<PyIterator>() };
-        return Ok(match user_code(|| iterator.send(py.None().bind(py)))? {
+        return Ok(match python_code(|| iterator.send(py.None().bind(py)))? {
             PySendResult::Next(waiter) => Stepped::Yield(waiter.unbind()),
             PySendResult::Return(_) => Stepped::Done,
         });
     }
-    returned(py, user_code(|| coroutine.call_method1(intern!(py, "send"), (py.None(),))))
+    returned(py, python_code(|| coroutine.call_method1(intern!(py, "send"), (py.None(),))))
 }
 
 /// Throws into a coroutine.
 pub(crate) fn throw(coroutine: &Bound<'_, PyAny>, error: PyErr) -> PyResult<Stepped> {
     let py = coroutine.py();
     let error = error.into_value(py);
-    returned(py, user_code(|| coroutine.call_method1(intern!(py, "throw"), (error,))))
+    returned(py, python_code(|| coroutine.call_method1(intern!(py, "throw"), (error,))))
 }
 
 fn returned(py: Python<'_>, result: PyResult<Bound<'_, PyAny>>) -> PyResult<Stepped> {
@@ -185,7 +153,7 @@ impl Invoke {
         if let Some(handler) = self.handler.take() {
             let context = Context::copy(py, self.base.as_ref())?;
             let stepped = context.run(py, || {
-                let result = user_code(|| handler.bind(py).call1((&self.argument,)))?;
+                let result = python_code(|| handler.bind(py).call1((&self.argument,)))?;
                 if !is_coroutine(&result)? {
                     return Ok((Stepped::Done, None));
                 }
@@ -229,9 +197,9 @@ impl Invoke {
     fn close(&mut self, py: Python<'_>) -> PyResult<()> {
         self.handler = None;
         match self.running.take() {
-            Some((context, coroutine)) => {
-                context.run(py, || coroutine.call_method0(py, intern!(py, "close")).map(|_| ()))
-            }
+            Some((context, coroutine)) => context.run(py, || {
+                python_code(|| coroutine.call_method0(py, intern!(py, "close"))).map(|_| ())
+            }),
             None => Ok(()),
         }
     }

@@ -18,7 +18,7 @@ use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::PyType;
 
-use super::runtime;
+use super::runtime::{self, python_code};
 use crate::error::Error;
 
 /// What a finished Rust future hands to Python, made while attached.
@@ -128,8 +128,8 @@ impl Mailbox {
 /// Resolves the future of a waiting task.
 fn resolve(waiter: &Bound<'_, PyAny>) -> PyResult<()> {
     let py = waiter.py();
-    if !waiter.call_method0(intern!(py, "done"))?.is_truthy()? {
-        waiter.call_method1(intern!(py, "set_result"), (py.None(),))?;
+    if !python_code(|| waiter.call_method0(intern!(py, "done")))?.is_truthy()? {
+        python_code(|| waiter.call_method1(intern!(py, "set_result"), (py.None(),)))?;
     }
     Ok(())
 }
@@ -146,14 +146,14 @@ impl Mailbox {
             .bind(py);
         // The fork count is part of the entry: a child must not share its parent's eventfd.
         let forks = runtime::forks();
-        let found = mailboxes.call_method1(intern!(py, "get"), (event_loop,))?;
+        let found = python_code(|| mailboxes.call_method1(intern!(py, "get"), (event_loop,)))?;
         if let Ok((made_at, mailbox)) = found.extract::<(u32, Py<Self>)>()
             && made_at == forks
         {
             return Ok(mailbox);
         }
         let mailbox = Self::open(py, event_loop)?;
-        mailboxes.set_item(event_loop, (forks, mailbox.clone_ref(py)))?;
+        python_code(|| mailboxes.set_item(event_loop, (forks, mailbox.clone_ref(py))))?;
         Ok(mailbox)
     }
 
@@ -163,7 +163,8 @@ impl Mailbox {
             let raw = fd.raw();
             let mailbox = Self::with_signal(py, Signal::EventFd(fd))?;
             let drain = mailbox.getattr(py, intern!(py, "drain"))?;
-            let added = event_loop.call_method1(intern!(py, "add_reader"), (raw, drain));
+            let added =
+                python_code(|| event_loop.call_method1(intern!(py, "add_reader"), (raw, drain)));
             match added {
                 Ok(_) => return Ok(mailbox),
                 Err(error)
@@ -218,7 +219,8 @@ impl Parking {
     /// Makes the asyncio future that the task yields; call it before polling with the waker, so
     /// that a wake-up in between finds it.
     pub(crate) fn prepare(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
-        let waiter = self.event_loop.call_method0(py, intern!(py, "create_future"))?;
+        let waiter =
+            python_code(|| self.event_loop.call_method0(py, intern!(py, "create_future")))?;
         waiter.setattr(py, intern!(py, "_asyncio_future_blocking"), true)?;
         *self.slot.waiter.lock() = Some(waiter.clone_ref(py));
         Ok(waiter)

@@ -12,6 +12,7 @@ use super::bus::{CoreBus, Shared};
 use super::hub::{Receiver, Route, Subscriber};
 use super::invoke::{self, Stepped};
 use super::mailbox::{self, Parking, thrown};
+use super::runtime::python_code;
 use crate::backend::{Accepted, Committed, Op, Transaction};
 use crate::error::Result;
 use crate::ring::Pushed;
@@ -164,7 +165,7 @@ impl Publish {
         for (index, topic) in &prepared.delayed {
             if done.published.get(*index).is_some_and(|one| one.queues == 0 && !one.duplicate) {
                 let bus = self.bus.bind(py);
-                bus.call_method1(intern!(py, "_delayed_dropped"), (topic,))?;
+                python_code(|| bus.call_method1(intern!(py, "_delayed_dropped"), (topic,)))?;
             }
         }
         self.fan_out(py, prepared, &done.published)
@@ -304,7 +305,7 @@ impl Calling {
 /// Calls one handler; `Some` when its coroutine suspended.
 #[inline]
 fn call(handler: &Bound<'_, PyAny>, event: &Py<PyAny>) -> PyResult<Option<(Py<PyAny>, Py<PyAny>)>> {
-    let result = invoke::user_code(|| handler.call1((event,)))?;
+    let result = python_code(|| handler.call1((event,)))?;
     if !invoke::is_coroutine(&result)? {
         return Ok(None);
     }
@@ -328,7 +329,7 @@ fn handler_failed(
     }
     shared.bus.counters().failed.add(1);
     if let Receiver::Inline { report, id, .. } = &subscriber.receiver {
-        report.call1(py, (id, error.into_value(py)))?;
+        python_code(|| report.call1(py, (id, error.into_value(py))))?;
     }
     Ok(())
 }
@@ -356,15 +357,15 @@ fn is_cancelling(py: Python<'_>) -> PyResult<bool> {
     static CURRENT: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
     let current = CURRENT
         .get_or_try_init(py, || py.import("asyncio")?.getattr("current_task").map(Bound::unbind))?;
-    let task = current.bind(py).call0()?;
+    let task = python_code(|| current.bind(py).call0())?;
     if task.is_none() {
         return Ok(true);
     }
-    Ok(task.call_method0(intern!(py, "cancelling"))?.extract::<u32>()? > 0)
+    Ok(python_code(|| task.call_method0(intern!(py, "cancelling")))?.extract::<u32>()? > 0)
 }
 
 fn is_closed(py: Python<'_>, event_loop: &Py<PyAny>) -> PyResult<bool> {
-    event_loop.call_method0(py, intern!(py, "is_closed"))?.is_truthy(py)
+    python_code(|| event_loop.call_method0(py, intern!(py, "is_closed")))?.is_truthy(py)
 }
 
 #[pymethods]
@@ -425,7 +426,7 @@ impl Publish {
         if let State::Calling(Calling { running: Some(coroutine), .. }) =
             std::mem::replace(&mut self.state, State::Done)
         {
-            coroutine.call_method0(py, intern!(py, "close"))?;
+            python_code(|| coroutine.call_method0(py, intern!(py, "close")))?;
         }
         Ok(())
     }

@@ -11,7 +11,7 @@ use pyo3::prelude::*;
 use super::consumer::{self, CoreConsumer, CoreDelivery};
 use super::invoke::{self, Context, Stepped};
 use super::mailbox::thrown;
-use super::runtime::Origin;
+use super::runtime::{Origin, python_code};
 use crate::backend::Outcome;
 use crate::bus::Consumer;
 
@@ -153,9 +153,9 @@ impl Runner {
 
     fn close(&mut self, py: Python<'_>) -> PyResult<()> {
         match self.running.take() {
-            Some(running) => running
-                .context
-                .run(py, || running.coroutine.call_method0(py, intern!(py, "close")).map(|_| ())),
+            Some(running) => running.context.run(py, || {
+                python_code(|| running.coroutine.call_method0(py, intern!(py, "close"))).map(|_| ())
+            }),
             None => Ok(()),
         }
     }
@@ -188,7 +188,7 @@ impl Runner {
             match self.handle(py, delivery)? {
                 Handled::Acknowledged => {}
                 Handled::Suspended(waiter) => {
-                    self.on_suspend.call0(py)?;
+                    python_code(|| self.on_suspend.call0(py))?;
                     return Ok(Some(waiter));
                 }
                 Handled::Decide(what) => return Err(PyStopIteration::new_err((what,))),
@@ -225,10 +225,10 @@ impl Runner {
         let started = context.run(py, || {
             invoke::set_variable(py, &self.variable, delivery.as_any())?;
             let result = if self.whole {
-                invoke::user_code(|| self.handler.bind(py).call1((&delivery,)))?
+                python_code(|| self.handler.bind(py).call1((&delivery,)))?
             } else {
                 let event = delivery.get().event(py);
-                invoke::user_code(|| self.handler.bind(py).call1((event,)))?
+                python_code(|| self.handler.bind(py).call1((event,)))?
             };
             if !invoke::is_coroutine(&result)? {
                 return Ok((Stepped::Done, None));
@@ -276,7 +276,9 @@ impl Runner {
         let results = self.consumer.settle_all_now(&tokens, &Outcome::Ack)?;
         for (delivery, result) in handled.into_iter().zip(results) {
             if let Err(error) = result {
-                self.on_late.call1(py, (delivery, PyErr::from(error).into_value(py)))?;
+                python_code(|| {
+                    self.on_late.call1(py, (delivery, PyErr::from(error).into_value(py)))
+                })?;
             }
         }
         Ok(())

@@ -95,3 +95,37 @@ pub(crate) fn after_fork_in_child() {
         std::mem::forget(runtime);
     }
 }
+
+/// Keeps a thread that is being ended inside Python out of our frames.
+///
+/// Before Python 3.14 a daemon thread that wants the GIL of an ending interpreter is ended by
+/// `pthread_exit`, which unwinds through the frames below it; the first `catch_unwind` on that way
+/// would abort the process. Its destructors run on the way: this one parks the thread for good, as
+/// Python 3.14 does itself.
+struct Doorstep;
+
+impl Drop for Doorstep {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            loop {
+                std::thread::park();
+            }
+        }
+    }
+}
+
+/// Runs something that may run Python code, where the GIL changes hands: every call into Python on
+/// a path that a daemon thread takes again and again goes through here.
+#[inline]
+pub(crate) fn python_code<T>(call: impl FnOnce() -> T) -> T {
+    let (mut call, mut result) = (Some(call), None);
+    let mut run = || result = call.take().map(|call| call());
+    // The compiler takes calls into C for calls that never unwind and would drop the doorstep; of
+    // a function it cannot see it knows no such thing.
+    let hidden: &mut dyn FnMut() = std::hint::black_box(&mut run);
+    let doorstep = Doorstep;
+    hidden();
+    std::mem::forget(doorstep);
+    #[allow(clippy::expect_used)] // `hidden` is `run`, which fills it
+    result.expect("the call was made")
+}
