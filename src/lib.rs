@@ -8,6 +8,7 @@
 //! - [`codec`]: event ⇄ bytes: the native msgpack envelope and the DataKnobs JSON wire, with limits
 //! - [`retry`]: failed attempt → delay or dead letter
 //! - [`config`]: options, their defaults and units
+//! - [`net`]: streams to servers, with TLS
 //! - [`clock`]: the time source that tests can turn by hand
 //! - [`backend`]: the contract that every backend fulfils, and the backends themselves
 //! - [`bus`]: validation, consumers, the lease keeper, bounded buffers with gap notices
@@ -24,6 +25,7 @@ pub mod codec;
 pub mod config;
 pub mod error;
 pub mod event;
+pub mod net;
 pub mod retry;
 pub mod ring;
 pub mod shutdown;

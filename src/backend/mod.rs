@@ -4,6 +4,7 @@
 //! of queues and records: each [`Transaction`] is atomic, all of them travel in one round trip,
 //! and a stale token or failed precondition in one never touches another.
 
+mod feeds;
 pub mod memory;
 
 use std::sync::Arc;
@@ -452,6 +453,38 @@ pub struct Inspection {
     pub groups: Vec<GroupStats>,
 }
 
+/// Whether a backend can be used just now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ConnectionState {
+    /// Not reached yet, or lost and being sought.
+    Connecting,
+    /// Every connection is proven alive.
+    #[default]
+    Live,
+    /// It works, but something that is needed is missing: see the warnings.
+    Degraded,
+    /// Closed.
+    Closed,
+}
+
+/// How a backend and its servers are.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Health {
+    /// Whether it can be used.
+    pub state: ConnectionState,
+    /// What the server calls itself, with its version; empty when unknown.
+    pub server: String,
+    /// What an operator should change, each with the remedy.
+    pub warnings: Vec<String>,
+    /// The last trouble with a connection; empty when there was none.
+    pub last_error: String,
+    /// How often a connection was lost and made anew.
+    pub reconnects: u64,
+    /// Frames from the wire that could not be read and were skipped.
+    pub malformed: u64,
+}
+
 /// What a backend in this process does at once: callers need no future, and no runtime.
 pub trait InProcess: Send + Sync {
     /// Applies one transaction; see [`Backend::commit`].
@@ -559,6 +592,11 @@ pub trait Backend: Send + Sync + std::fmt::Debug {
 
     /// Removes dead letters; returns how many were found.
     async fn discard_dead(&self, group: &str, ids: &[MessageId]) -> Result<u64>;
+
+    /// Returns how the backend and its servers are; never waits for a server that does not answer.
+    fn health(&self) -> Health {
+        Health::default()
+    }
 
     /// Ends listeners (what is buffered can still be taken) and waits; every later call answers
     /// `Closed`. Idempotent; stored data of a shared bus stays.

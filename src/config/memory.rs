@@ -1,10 +1,11 @@
-//! Options of the backends: their meaning, unit, default and validation.
+//! Options of the memory backend: their meaning, unit, default and validation.
 
 use std::time::Duration;
 
 use serde::Deserialize;
 
-use crate::error::{Error, Result};
+use super::{Problems, seconds};
+use crate::error::Result;
 
 /// Options of the memory backend.
 ///
@@ -51,42 +52,20 @@ impl MemoryConfig {
     /// # Errors
     /// `Config` listing all problems at once.
     pub fn validate(&self) -> Result<()> {
-        let mut problems = Vec::new();
-        let mut positive = |key: &str, ok: bool| {
-            if !ok {
-                problems.push(format!("{key} is 0, must be at least 1"));
-            }
-        };
-        positive("max_length", self.max_length > 0);
-        positive("max_dedup_ids", self.max_dedup_ids > 0);
-        positive("max_dead", self.max_dead > 0);
-        for (key, value) in
-            [("dedup_window", self.dedup_window), ("dead_retention", self.dead_retention)]
-        {
-            if value.is_zero() {
-                problems.push(format!("{key} is 0 s, must be more"));
-            }
-        }
-        if problems.is_empty() { Ok(()) } else { Err(Error::Config { problems }) }
-    }
-}
-
-/// Reads a duration from a number of seconds.
-mod seconds {
-    use std::time::Duration;
-
-    use serde::{Deserialize, Deserializer, de::Error};
-
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Duration, D::Error> {
-        let seconds = f64::deserialize(from)?;
-        Duration::try_from_secs_f64(seconds)
-            .map_err(|_| D::Error::custom(format!("{seconds} is not a number of seconds >= 0")))
+        let mut problems = Problems::default();
+        problems.at_least_one("max_length", self.max_length > 0);
+        problems.at_least_one("max_dedup_ids", self.max_dedup_ids > 0);
+        problems.at_least_one("max_dead", self.max_dead > 0);
+        problems.some_time("dedup_window", self.dedup_window);
+        problems.some_time("dead_retention", self.dead_retention);
+        problems.end()
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::Error;
 
     #[test]
     fn the_defaults_are_valid() {

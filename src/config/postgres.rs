@@ -1,0 +1,92 @@
+//! Options of the Postgres backend: their meaning, unit, default and validation.
+
+use std::time::Duration;
+
+use serde::Deserialize;
+
+use super::{Endpoint, NetConfig, Problems, Wire, seconds};
+use crate::error::Result;
+
+/// Options of the Postgres backend.
+///
+/// Durations are read from configuration as seconds (a number, fractions allowed).
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct PostgresConfig {
+    /// Where the server is.
+    pub endpoint: Endpoint,
+    /// The database (default `postgres`).
+    pub database: String,
+    /// Connections, time-outs and TLS.
+    pub net: NetConfig,
+    /// The schema of the bus's own tables and functions: `[a-z_][a-z0-9_]{0,40}` (default
+    /// `eventbus`).
+    pub schema: String,
+    /// Whether the schema is brought up to date when connecting (default true); otherwise its
+    /// version is checked only, for a role without DDL rights.
+    pub migrate: bool,
+    /// Most connections beside the listening one (default 4).
+    pub pool_size: usize,
+    /// Prefix of the `DataKnobs` channels (default `events`).
+    pub channel_prefix: String,
+    /// What broadcasts are sent as.
+    pub wire: Wire,
+    /// How often what waits is looked at without a wake-up (seconds, default 5).
+    #[serde(with = "seconds")]
+    pub sweep: Duration,
+    /// How long a `dedup_id` is remembered (seconds, default 86,400 = 24 h).
+    #[serde(with = "seconds")]
+    pub dedup_window: Duration,
+    /// How long a dead letter is kept (seconds, default 1,209,600 = 14 days).
+    #[serde(with = "seconds")]
+    pub dead_retention: Duration,
+    /// Most dead letters kept per group; beyond it the oldest are removed (messages, default
+    /// 100,000).
+    pub max_dead: u64,
+    /// Most deleted record keys whose last version is remembered one by one. Beyond it a new key
+    /// may start above version 1, so that no version is ever reused (keys, default 100,000).
+    pub max_tombstones: u64,
+}
+
+impl Default for PostgresConfig {
+    fn default() -> Self {
+        Self {
+            endpoint: Endpoint::Tcp { host: "localhost".into(), port: 5432 },
+            database: "postgres".into(),
+            net: NetConfig::default(),
+            schema: "eventbus".into(),
+            migrate: true,
+            pool_size: 4,
+            channel_prefix: "events".into(),
+            wire: Wire::default(),
+            sweep: Duration::from_secs(5),
+            dedup_window: Duration::from_secs(24 * 3600),
+            dead_retention: Duration::from_secs(14 * 24 * 3600),
+            max_dead: 100_000,
+            max_tombstones: 100_000,
+        }
+    }
+}
+
+impl PostgresConfig {
+    /// Checks every option.
+    ///
+    /// # Errors
+    /// `Config` listing all problems at once.
+    pub fn validate(&self) -> Result<()> {
+        let mut problems = Problems::default();
+        let first = self.schema.starts_with(|c: char| c.is_ascii_lowercase() || c == '_');
+        let rest = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
+        if !first || self.schema.len() > 41 || !self.schema.chars().all(rest) {
+            let rule = "must be [a-z_][a-z0-9_]{0,40}";
+            problems.add(format!("schema is {:?}, {rule}", self.schema));
+        }
+        problems.at_least_one("pool_size", self.pool_size > 0);
+        problems.at_least_one("max_dead", self.max_dead > 0);
+        problems.some_time("sweep", self.sweep);
+        problems.some_time("dedup_window", self.dedup_window);
+        problems.some_time("dead_retention", self.dead_retention);
+        self.net.check(&mut problems);
+        problems.end()
+    }
+}
