@@ -518,6 +518,16 @@ pub trait Backend: Send + Sync + std::fmt::Debug {
         None
     }
 
+    /// Reaches the server and gets ready; what lives in this process always is. Idempotent, and
+    /// opens again what `close` ended.
+    ///
+    /// # Errors
+    /// `Connect` or `Timeout` when the server cannot be reached or refuses; `Config` when it can
+    /// not be used as configured.
+    async fn connect(&self) -> Result<()> {
+        Ok(())
+    }
+
     /// Whether a message on `topic` would be kept by a group; may be answered from a cache that is
     /// never stale towards `false` for a group declared in this process.
     fn has_queue(&self, topic: &str) -> bool;
