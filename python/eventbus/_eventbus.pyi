@@ -353,6 +353,14 @@ class CoreBus:
     def _subscribe_queued(
         self, text: str, is_pattern: bool, buffer: int, overflow: str
     ) -> CoreSubscription: ...
+    def _listen(
+        self,
+        text: str,
+        is_pattern: bool,
+        buffer: int,
+        overflow: str,
+        malformed: Callable[[str, str], object],
+    ) -> Pending[CoreSubscription]: ...
     def _unsubscribe(self, id: int) -> bool: ...
     def _consume(
         self, bindings: list[tuple[str, bool]], options: ConsumeOptions

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import time
 import weakref
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
@@ -37,7 +38,7 @@ from eventbus.subscription import GapHandler, Handler, QueuedReceiver, Subscript
 from eventbus.types import BusState, DeadLetter, Event, MessageInfo, PublishOptions, Record, new_id
 
 if TYPE_CHECKING:
-    from eventbus._eventbus import CoreConsumer
+    from eventbus._eventbus import CoreConsumer, CoreSubscription
     from eventbus.factory import MemoryEventBusConfig
     from eventbus.figures import BusFigures, Health
 
@@ -47,6 +48,8 @@ log = logging.getLogger("eventbus.bus")
 
 # The codec recurses: deeper nesting could exhaust the stack of a small thread.
 _MOST_DEPTH = 512
+# Seconds between two warnings of the same kind.
+_MALFORMED_EVERY = 60.0
 _OVERFLOWS: tuple[Overflow, ...] = ("drop_oldest", "drop_newest", "close")
 
 _Choice = TypeVar("_Choice", bound=str)
@@ -153,6 +156,8 @@ class Bus(CoreBus):
             max_elements=_positive("max_elements", max_elements, ConfigError),
             manual_clock=_manual_clock,
         )
+        self._in_process: bool = self._capabilities()["in_process"]
+        self._malformed_at: dict[str, float] = {}
         self._subscriptions: dict[str, Callable[[], None]] = {}
         self._receivers: dict[str, QueuedReceiver] = {}
         self._consumers: set[Consumer] = set()
@@ -167,6 +172,14 @@ class Bus(CoreBus):
     async def connect(self) -> None:
         """Open the bus. Idempotent; a closed bus opens again, without its old subscriptions."""
         self._check_origin()
+        if not self._in_process:
+            if self._state not in ("live", "draining"):
+                self._enter("connecting")
+                try:
+                    await self._connect()
+                except BaseException:
+                    self._enter("closed")
+                    raise
         self._set_live(True)
         self._enter("live")
 
@@ -210,6 +223,8 @@ class Bus(CoreBus):
         await self._drain_receivers(deadline)
         self._drop_subscriptions()
         self._set_live(False)
+        if not self._in_process:
+            await self._disconnect()
         self._enter("closed")
 
     async def _drain_receivers(self, deadline: float) -> None:
@@ -367,11 +382,29 @@ class Bus(CoreBus):
             )
             self._subscriptions[subscription_id] = lambda: self._remove_inline(number)
         else:
-            core = self._subscribe_queued(text, bool(pattern), size, policy)
+            core = await self._buffered(text, bool(pattern), size, policy)
             receiver = QueuedReceiver(self, core, subscription_id, _converting(handler), on_gap)
             self._receivers[subscription_id] = receiver
             self._subscriptions[subscription_id] = receiver.cancel
         return Subscription(subscription_id, topic, handler, pattern, _cancel_callback=self._cancel)
+
+    async def _buffered(
+        self, text: str, is_pattern: bool, size: int, policy: Overflow
+    ) -> CoreSubscription:
+        """Subscribe with a buffer; on a broker the server has confirmed it."""
+        if self._in_process:
+            return self._subscribe_queued(text, is_pattern, size, policy)
+        return await self._listen(text, is_pattern, size, policy, self._malformed)
+
+    def _malformed(self, topic: str, reason: str) -> None:
+        """Log a broadcast that cannot be read, once a minute per reason; called by the core."""
+        now = time.monotonic()
+        kind = reason.partition(":")[0]
+        if now - self._malformed_at.get(kind, -math.inf) >= _MALFORMED_EVERY:
+            if len(self._malformed_at) > 100:
+                self._malformed_at.clear()
+            self._malformed_at[kind] = now
+            log.warning("%s%s topic=%s", self._MALFORMED, reason, topic)
 
     def _remove_inline(self, number: int) -> None:
         self._unsubscribe(number)
@@ -628,12 +661,17 @@ class Bus(CoreBus):
 
     async def health(self) -> Health:
         """Return ``ok`` (bool), ``state``, ``backend``, ``counters`` and ``warnings`` (list)."""
+        server = self._health()
         return {
-            "ok": self._state == "live",
+            "ok": self._state == "live" and server["state"] == "live",
             "state": self._state,
             "backend": dict(self.capabilities),
             "counters": self.counters,
-            "warnings": [],
+            "warnings": server["warnings"],
+            "connection": server["state"],
+            "server": server["server"],
+            "reconnects": server["reconnects"],
+            "last_error": server["last_error"],
         }
 
     async def wait_idle(self, timeout: Seconds = 5.0) -> None:

@@ -262,7 +262,7 @@ if operation == 'discard_dead' then
       call('ZREM', G .. 'D', ARGV[at])
     end
   end
-  call('HINCRBY', G .. 'm', 'dead', -found)
+  call('HINCRBY', G .. 'm', 'dead', 0 - found)
   count(group, 'removed', found)
   return { 'ok', found }
 end
@@ -318,7 +318,7 @@ if operation == 'retry_dead' then
       call('HSET', G .. 'L', ARGV[at], cmsgpack.pack(left))
     end
   end
-  call('HINCRBY', G .. 'm', 'dead', -found)
+  call('HINCRBY', G .. 'm', 'dead', 0 - found)
   wake_waiting(group)
   return { 'ok', found }
 end

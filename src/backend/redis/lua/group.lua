@@ -180,7 +180,7 @@ local function trim_dead(group)
     end
   end
   if removed > 0 then
-    call('HINCRBY', G .. 'm', 'dead', -removed)
+    call('HINCRBY', G .. 'm', 'dead', 0 - removed)
     count(group, 'removed', removed)
   end
 end
