@@ -105,8 +105,9 @@ def merged_options(
                 f"({list(keywords)})."
             )
         return {field.name: getattr(config, field.name) for field in fields(config)}
-    given: Mapping[Any, Any] = config if isinstance(config, Mapping) else {}
-    return {key: value for key, value in given.items() if key != "backend"} | dict(keywords)
+    given: dict[str, Any] = {**(config or {})}
+    given.pop("backend", None)
+    return given | dict(keywords)
 
 
 def warn_of_unknown(keys: Iterable[object], valid: Iterable[str]) -> None:

@@ -210,7 +210,7 @@ class Kind:
     name: str
     product: str
     options: Mapping[str, Read]
-    aliases: Mapping[str, str] = field(default_factory=dict)
+    aliases: Mapping[str, str] = field(default_factory=dict[str, str])
 
     @property
     def keys(self) -> list[str]:
@@ -284,9 +284,9 @@ class Found:
         unknown: Keys that this backend does not have.
     """
 
-    values: dict[str, Any] = field(default_factory=dict, repr=False)
-    problems: list[str] = field(default_factory=list)
-    unknown: list[str] = field(default_factory=list)
+    values: dict[str, Any] = field(default_factory=dict[str, Any], repr=False)
+    problems: list[str] = field(default_factory=list[str])
+    unknown: list[str] = field(default_factory=list[str])
 
 
 def read(kind: Kind, given: Iterable[Given], extra: Mapping[str, Read] | None = None) -> Found:

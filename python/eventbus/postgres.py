@@ -74,9 +74,8 @@ class PostgresEventBusConfig(EventBusConfig):
 
     def __repr__(self) -> str:
         """Return the fields, without the connection string."""
-        shown = None if self.connection_string is None else "***"
         return (
-            f"{type(self).__name__}(connection_string={shown!r}, "
+            f"{type(self).__name__}(connection_string='***', "
             f"channel_prefix={self.channel_prefix!r})"
         )
 

@@ -79,8 +79,8 @@ class RedisEventBus(BrokerEventBus):
             ConfigError: Options that cannot be used, or an unknown one for TLS; all at once.
             TypeError: A config object together with keywords, or a config of another class.
         """
-        if host is not UNSET and not isinstance(host, str) and config is None:
-            host, config = UNSET, host
+        if isinstance(host, Mapping | EventBusConfig) and config is None:
+            config, host = host, UNSET
         loose = given(
             host=host, port=port, password=password, ssl=ssl, channel_prefix=channel_prefix
         )

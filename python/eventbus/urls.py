@@ -39,10 +39,10 @@ class BusUrl:
     scheme: str
     username: str | None = field(default=None, repr=False)
     password: str | None = field(default=None, repr=False)
-    hosts: list[Host] = field(default_factory=list)
-    path: list[str] = field(default_factory=list)
-    query: list[tuple[str, str]] = field(default_factory=list, repr=False)
-    problems: list[str] = field(default_factory=list)
+    hosts: list[Host] = field(default_factory=list[Host])
+    path: list[str] = field(default_factory=list[str])
+    query: list[tuple[str, str]] = field(default_factory=list[tuple[str, str]], repr=False)
+    problems: list[str] = field(default_factory=list[str])
 
 
 def _unquoted(text: str) -> str | None:
