@@ -1,7 +1,6 @@
 """Options with their meaning, unit and default; checked when they are made."""
 
-from __future__ import annotations
-
+# No `from __future__ import annotations`: each key of a TypedDict would cost a compilation.
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
