@@ -50,8 +50,9 @@ def made(plan: Plan, found: Found) -> dict[str, Any]:
         ConfigError: With every problem.
         UnsupportedError: An option that no backend serves yet.
     """
-    if found.problems:
-        raise ConfigError("; ".join(found.problems), found.problems)
+    # A key and the variable behind it may be wrong in the same way.
+    if problems := list(dict.fromkeys(found.problems)):
+        raise ConfigError("; ".join(problems), problems)
     return finished(plan, found.values).keywords()
 
 
