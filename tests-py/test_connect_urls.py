@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import pickle
+import re
 import subprocess
 import sys
 import traceback
+import typing
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -14,7 +17,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from eventbus import Bus, ConfigError, UnsupportedError, connect
+from eventbus import Bus, ConfigError, UnsupportedError, config, connect
 from eventbus.backends import is_loopback, plan
 from eventbus.config import (
     BusOptions,
@@ -571,6 +574,47 @@ def test_what_is_safe_does_not_warn(url: str, caplog: pytest.LogCaptureFixture) 
 def test_the_typed_options_are_those_that_are_read(kind: Any, typed: dict[str, Any]) -> None:
     assert sorted(kind.keys) == sorted(typed)
     assert set(typed) <= set(BusOptions.__annotations__)
+
+
+def documented() -> dict[str, str]:
+    """Return what the docstrings say of each option."""
+    found: dict[str, str] = {}
+    for one in vars(config).values():
+        _, _, text = (inspect.getdoc(one) or "").partition("Attributes:\n")
+        if typing.is_typeddict(one):
+            for part in re.split(r"^    (?=\w)", text, flags=re.MULTILINE)[1:]:
+                key, _, meaning = part.partition(": ")
+                assert key not in found, key
+                found[key] = " ".join(meaning.split())
+    return found
+
+
+def test_every_option_is_documented_with_its_default() -> None:
+    told = documented()
+    assert sorted(told) == sorted(BusOptions.__annotations__)
+    without = [key for key, text in told.items() if "default" not in text]
+    same = [key for key in without if told[key].startswith("The same as ")]
+    assert without == same
+    timed = [key for kind in (MEMORY, REDIS, POSTGRES) for key in kind.options if "timeout" in key]
+    for key in [*timed, "dedup_window", "dead_retention", "heartbeat", "sweep", "retention"]:
+        assert told[key].startswith("Seconds "), key
+
+
+@pytest.mark.parametrize("kind", [MEMORY, REDIS, POSTGRES], ids=["memory", "redis", "postgres"])
+def test_the_page_has_a_table_of_each_backend(kind: Any) -> None:
+    page = (Path(__file__).parent.parent / "docs" / "configuration.md").read_text("utf-8")
+    section = page.partition(f"\n## {kind.product.capitalize()}\n")[2].partition("\n## ")[0]
+    table = section.partition("| option | meaning | default |\n")[2].partition("\n\n")[0]
+    rows = {
+        row[0].strip(" `"): row[1:]
+        for row in (line.strip("| ").split(" | ") for line in table.splitlines()[1:])
+    }
+    assert sorted(rows) == sorted(kind.keys)
+    told = documented()
+    for key, (meaning, default) in rows.items():
+        assert meaning, key
+        said = told[key].replace("``", "").replace("–", "")
+        assert default.replace("`", "").replace("–", "") in said, f"{key}: {default}"
 
 
 def test_importing_eventbus_imports_nothing_for_servers() -> None:
