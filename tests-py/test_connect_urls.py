@@ -29,6 +29,8 @@ from eventbus.config import (
 from eventbus.options import MEMORY, POSTGRES, REDIS
 
 SECRET = "S3CR3T-xyz"
+ROOT = Path(__file__).parent.parent
+CONFIG = ROOT / "src" / "config"
 
 
 def redis(
@@ -243,6 +245,30 @@ def test_a_url_and_options_are_a_configuration(
     assert found.config == config
     assert found.kind == ("redis" if "endpoints" in config else "postgres")
     assert found.bus["delivery"] == "queued"
+
+
+def fields_in_the_core(struct: str) -> set[str]:
+    """Return the fields of a struct of ``src/config``, which refuses any other."""
+    code = "\n".join(file.read_text("utf-8") for file in sorted(CONFIG.glob("*.rs")))
+    body = re.search(rf"pub struct {struct} \{{\n(.*?)^\}}", code, re.MULTILINE | re.DOTALL)
+    assert body, struct
+    return set(re.findall(r"^    pub (\w+):", body[1], re.MULTILINE))
+
+
+def test_the_rows_use_every_field_of_the_core_and_no_other() -> None:
+    used: dict[str, set[str]] = {}
+    for row in GOOD:
+        top = "RedisConfig" if "endpoints" in row.config else "PostgresConfig"
+        net = row.config["net"]
+        for struct, part in ((top, row.config), ("NetConfig", net), ("TlsConfig", net.get("tls"))):
+            used.setdefault(struct, set()).update(part or {})
+    for struct, keys in used.items():
+        of_every_backend = {"sweep", "dedup_window", "dead_retention", "max_dead", "max_tombstones"}
+        missing = fields_in_the_core(struct) - keys
+        assert missing <= (of_every_backend if struct == "PostgresConfig" else set()), struct
+        assert keys <= fields_in_the_core(struct), struct
+    memory = fields_in_the_core("MemoryConfig")
+    assert set(MEMORY.options) & memory == memory
 
 
 def test_memory_urls() -> None:
@@ -504,8 +530,9 @@ def test_no_plan_or_bus_shows_a_password(
 ) -> None:
     monkeypatch.setattr(Bus, "_open", lambda *_given, **_limits: None, raising=False)
     for scheme in ("redis", "postgresql"):
-        bus = connect(f"{scheme}://u:{SECRET}@h")
-        assert SECRET not in f"{bus} {bus!r}"
+        url = f"{scheme}://u:{SECRET}@h"
+        bus = connect(url)
+        assert SECRET not in f"{bus} {bus!r} {plan(url, {})!r}"
     assert SECRET not in caplog.text
 
 
@@ -602,7 +629,7 @@ def test_every_option_is_documented_with_its_default() -> None:
 
 @pytest.mark.parametrize("kind", [MEMORY, REDIS, POSTGRES], ids=["memory", "redis", "postgres"])
 def test_the_page_has_a_table_of_each_backend(kind: Any) -> None:
-    page = (Path(__file__).parent.parent / "docs" / "configuration.md").read_text("utf-8")
+    page = (ROOT / "docs" / "configuration.md").read_text("utf-8")
     section = page.partition(f"\n## {kind.product.capitalize()}\n")[2].partition("\n## ")[0]
     table = section.partition("| option | meaning | default |\n")[2].partition("\n\n")[0]
     rows = {

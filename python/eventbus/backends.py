@@ -66,6 +66,10 @@ class Plan(NamedTuple):
     config: dict[str, Any]
     bus: dict[str, Any]
 
+    def __repr__(self) -> str:
+        """Return the kind alone: the configuration holds passwords."""
+        return f"Plan({self.kind!r})"
+
     def keywords(self) -> dict[str, Any]:
         """Return every keyword of ``Bus``."""
         if self.kind == "memory":

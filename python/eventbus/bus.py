@@ -801,8 +801,8 @@ def _memory_config(options: MemoryOptions) -> dict[str, Any]:
     """Return the options as the core reads them: durations in seconds."""
     config: dict[str, Any] = {**options}
     for option in ("dedup_window", "dead_retention"):
-        if option in config:
-            window = config[option]
+        window = config.get(option)
+        if window is not None:
             config[option] = seconds(window, option)
             if not config[option] > 0:
                 raise ConfigError(f"{option}={window!r} must be more than 0 seconds")
