@@ -81,7 +81,7 @@ class EventBus(Protocol):
 
 
 class Bus(CoreBus):
-    """An event bus over the embedded memory backend; ``eventbus.connect`` makes one.
+    """An event bus, over the embedded memory backend by default; ``eventbus.connect`` makes one.
 
     Use it as ``async with connect() as bus:``; leaving the block drains it. Several event loops and
     threads may share one bus: a subscription's handler runs on the loop that subscribed, an inline
@@ -108,6 +108,7 @@ class Bus(CoreBus):
         max_elements: int = 100_000,
         _any_topic: bool = False,
         _manual_clock: int | None = None,
+        _backend: tuple[str, dict[str, Any]] | None = None,
         **backend: Unpack[MemoryOptions],
     ) -> None:
         """Make a bus that is not connected yet.
@@ -140,15 +141,11 @@ class Bus(CoreBus):
         if self._drain_timeout < 0 or math.isnan(self._drain_timeout):
             raise ConfigError(f"drain_timeout={drain_timeout!r} must be 0 seconds or more")
         self._outbox = Outbox(self, _positive("outbox_size", outbox_size, ConfigError))
-        for option, window in (
-            ("dedup_window", backend.get("dedup_window")),
-            ("dead_retention", backend.get("dead_retention")),
-        ):
-            if window is not None and not seconds(window, option) > 0:
-                raise ConfigError(f"{option}={window!r} must be more than 0 seconds")
+        kind, config = _backend or ("memory", _memory_config(backend))
         self._open(
+            kind,
             name,
-            {**backend},
+            config,
             strict_topics=not _any_topic,
             strict_payloads=strict,
             max_bytes=_positive("max_message_bytes", max_message_bytes, ConfigError),
@@ -811,9 +808,9 @@ class InMemoryEventBus(Bus):
     @classmethod
     def from_config(cls, config: Mapping[str, Any] | MemoryEventBusConfig) -> Self:
         """Make a bus from a mapping or a config object (contract D20)."""
-        from eventbus.factory import check_memory_config
+        from eventbus.factory import MemoryEventBusConfig, check_config
 
-        check_memory_config(f"{cls.__name__}.from_config", config)
+        check_config(f"{cls.__name__}.from_config", MemoryEventBusConfig, config)
         return cls(config=config)
 
     @classmethod
@@ -836,6 +833,18 @@ class InMemoryEventBus(Bus):
         if operation == "publish" and not self._warned:
             self._warned = True
             log.warning("Publishing to disconnected event bus")
+
+
+def _memory_config(options: MemoryOptions) -> dict[str, Any]:
+    """Return the options as the core reads them: durations in seconds."""
+    config: dict[str, Any] = {**options}
+    for option in ("dedup_window", "dead_retention"):
+        window = config.get(option)
+        if window is not None:
+            config[option] = seconds(window, option)
+            if not config[option] > 0:
+                raise ConfigError(f"{option}={window!r} must be more than 0 seconds")
+    return config
 
 
 def _converting(handler: Handler) -> Handler:
