@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from eventbus.backends import Plan, finished
-from eventbus.bus import Bus
+from eventbus.bus import INTAKE, Bus
 from eventbus.errors import BusClosedError, ConfigError, NotConnectedError
 from eventbus.factory import warn_of_unknown
 from eventbus.options import Found, Kind
@@ -60,7 +60,7 @@ class BrokerEventBus(Bus):
     """A DataKnobs bus over a server."""
 
     def _not_live(self, operation: str) -> None:
-        if self._state == "draining" and operation not in ("subscribe", "consume", "declare_group"):
+        if self._state == "draining" and operation not in INTAKE:
             return
         kind = BusClosedError if self._state in ("closed", "draining") else NotConnectedError
         raise kind(f"{type(self).__name__} not connected")

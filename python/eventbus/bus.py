@@ -31,6 +31,7 @@ from eventbus.errors import (
     EventBusError,
     InvalidArgumentError,
     NotConnectedError,
+    UnsupportedError,
 )
 from eventbus.outbox import Outbox
 from eventbus.stream import Stream
@@ -54,7 +55,7 @@ _OVERFLOWS: tuple[Overflow, ...] = ("drop_oldest", "drop_newest", "close")
 
 _Choice = TypeVar("_Choice", bound=str)
 # What a draining bus refuses.
-_INTAKE = ("subscribe", "consume", "declare_group")
+INTAKE = ("subscribe", "consume", "declare_group")
 
 Topics = str | Iterable[str]
 ErrorHook = Callable[[str, BaseException], object]
@@ -92,6 +93,9 @@ class Bus(CoreBus):
         on_handler_error: Called with (subscription id or group, exception) when a handler raised,
             after it was logged; ``None`` by default.
     """
+
+    # What a warning about an unreadable broadcast begins with.
+    _MALFORMED = "cannot read a broadcast: "
 
     def __init__(
         self,
@@ -169,14 +173,15 @@ class Bus(CoreBus):
     async def connect(self) -> None:
         """Open the bus. Idempotent; a closed bus opens again, without its old subscriptions."""
         self._check_origin()
-        if not self._in_process:
-            if self._state not in ("live", "draining"):
-                self._enter("connecting")
-                try:
-                    await self._connect()
-                except BaseException:
-                    self._enter("closed")
-                    raise
+        if not self._in_process and self._state not in ("live", "draining"):
+            before = self._state
+            self._enter("connecting")
+            try:
+                await self._connect()
+            except BaseException:
+                if self._state == "connecting":
+                    self._enter("new" if before == "connecting" else before)
+                raise
         self._set_live(True)
         self._enter("live")
 
@@ -302,7 +307,7 @@ class Bus(CoreBus):
 
     def _not_live(self, operation: str) -> None:
         """Refuse a call on a bus that is not connected; called by the core."""
-        if self._state == "draining" and operation not in _INTAKE:
+        if self._state == "draining" and operation not in INTAKE:
             # What still runs may finish its work.
             return
         if self._state in ("closed", "draining"):
@@ -372,6 +377,11 @@ class Bus(CoreBus):
         size, policy = self._buffering("queue_size", queue_size, overflow, on_gap)
         subscription_id = new_id()
         text = pattern or topic
+        if how == "inline" and not self._in_process:
+            raise UnsupportedError(
+                "delivery='inline' is for buses in one process; over a server every subscription is "
+                "queued"
+            )
         if how == "inline":
             call = _converting(handler)
             number = self._subscribe_inline(
@@ -660,7 +670,7 @@ class Bus(CoreBus):
         """Return ``ok`` (bool), ``state``, ``backend``, ``counters`` and ``warnings`` (list)."""
         server = self._health()
         return {
-            "ok": self._state == "live" and server["state"] == "live",
+            "ok": self._state == "live" and server["state"] in ("live", "degraded"),
             "state": self._state,
             "backend": dict(self.capabilities),
             "counters": self.counters,

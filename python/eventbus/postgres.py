@@ -86,6 +86,8 @@ class PostgresEventBus(BrokerEventBus):
     Takes any topic and messages up to 16 MiB. Handlers are always queued.
     """
 
+    _MALFORMED = "Failed to parse notification payload: "
+
     def __init__(
         self,
         connection_string: str | Mapping[str, Any] | PostgresEventBusConfig | None = UNSET,

@@ -50,6 +50,8 @@ class RedisEventBus(BrokerEventBus):
     Takes any topic and messages up to 16 MiB. Handlers are always queued.
     """
 
+    _MALFORMED = "Failed to parse Redis message: "
+
     def __init__(
         self,
         host: str | Mapping[str, Any] | RedisEventBusConfig = UNSET,
