@@ -141,6 +141,20 @@ impl Consumer {
         !self.state.lock().ready.is_empty()
     }
 
+    /// Fails when nothing will be claimed ahead any more.
+    ///
+    /// # Errors
+    /// `Closed` after [`Consumer::stop`]; what ended the claims otherwise, `NotFound` when the group
+    /// was deleted.
+    pub fn check_open(&self) -> Result<()> {
+        let state = self.state.lock();
+        match &state.failure {
+            _ if state.closed => Err(Error::Closed { what: "consumer" }),
+            Some(failure) => Err(failure.clone()),
+            None => Ok(()),
+        }
+    }
+
     /// Claims as much as there are free slots; returns how many deliveries it got.
     ///
     /// # Errors

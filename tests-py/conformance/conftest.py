@@ -34,6 +34,7 @@ BACKENDS = [
     Backend("memory", "memory://{unique}"),
     Backend("memory-queued", "memory://{unique}", {"delivery": "queued"}),
     Backend("memory-strict", "memory://{unique}", {"strict": True}),
+    Backend("redis", "redis://127.0.0.1:7777?prefix={unique}"),
 ]
 
 
