@@ -440,11 +440,12 @@ class Deliveries:
         while True:
             try:
                 delivery = core.take(self._bus)
+                if delivery is None:
+                    await core.wait()
             except BusClosedError:
                 raise StopAsyncIteration from None
             if delivery is not None:
                 return Delivery(delivery)
-            await core.wait()
 
     async def aclose(self) -> None:
         """End: what was not handed over is released, what was stays with its holder. Idempotent."""
