@@ -67,7 +67,7 @@ dev: build $(VENV)/.dev ## Everything for work on eventbus: extension, test tool
 build: $(VENV)/.built ## Build the extension into the virtual environment; a no-op when nothing changed
 
 .PHONY: servers
-servers: ## Install Redis, PostgreSQL and pgbouncer where they are missing; the tests start their own
+servers: ## Install the servers that the tests start, where they are missing
 	@scripts/servers
 
 .PHONY: test-rust

@@ -13,9 +13,10 @@ from typing import Any, Literal, Self
 
 from eventbus import EventBusError, Gap
 
-Kind = Literal["attempt", "ok", "fail", "unknown", "start", "effect", "done"]
-
-PUBLISHING: tuple[Kind, ...] = ("attempt", "ok", "fail", "unknown")
+Kind = Literal["attempt", "ok", "fail", "unknown", "start", "effect", "done", "settled"]
+"""Publishers write the first four. Handlers write ``start``, ``effect`` (what they do to the
+world), ``done`` just before they settle, and ``settled`` when that was accepted: a kill between the
+last two leaves a settled message without its line, so only ``done`` can tell what was lost."""
 
 
 class Journal:
@@ -91,6 +92,7 @@ class Verdict:
         failed: Ids that were refused, and said so.
         unknown: Ids whose publisher does not know.
         done: How often each id was done.
+        settled: How often each id was settled, where handlers write that.
         effects: How often each id had its effect, where handlers write that.
         lost: Accepted and never done.
         unexpected: Done although nobody was told that they might be.
@@ -107,6 +109,7 @@ class Verdict:
     failed: set[int] = field(default_factory=set)
     unknown: set[int] = field(default_factory=set)
     done: dict[int, int] = field(default_factory=dict)
+    settled: dict[int, int] = field(default_factory=dict)
     effects: dict[int, int] = field(default_factory=dict)
     lost: set[int] = field(default_factory=set)
     unexpected: set[int] = field(default_factory=set)
@@ -155,6 +158,7 @@ def judge(folder: Path) -> Verdict:
     verdict = Verdict(torn=torn)
     done: dict[int, int] = defaultdict(int)
     effects: dict[int, int] = defaultdict(int)
+    settled: dict[int, int] = defaultdict(int)
     for line in lines:
         number, kind = line["id"], line["kind"]
         match kind:
@@ -168,6 +172,8 @@ def judge(folder: Path) -> Verdict:
                 verdict.unknown.add(number)
             case "effect":
                 effects[number] += 1
+            case "settled":
+                settled[number] += 1
             case "done":
                 done[number] += 1
                 verdict.last_done = line["at"] / 1e9
@@ -177,7 +183,7 @@ def judge(folder: Path) -> Verdict:
     # What was tried again and accepted is accepted.
     verdict.unknown -= verdict.ok
     verdict.failed -= verdict.ok | verdict.unknown
-    verdict.done, verdict.effects = dict(done), dict(effects)
+    verdict.done, verdict.effects, verdict.settled = dict(done), dict(effects), dict(settled)
     verdict.lost = verdict.ok - done.keys()
     verdict.unexpected = done.keys() - verdict.ok - verdict.unknown
     verdict.duplicates = {number for number, times in done.items() if times > 1}

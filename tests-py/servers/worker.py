@@ -32,6 +32,7 @@ class Orders:
         block: Seconds that a handler holds its thread.
         transaction: Settle by a transaction that counts a record per id.
         suicide_on: The id at which it kills itself.
+        max_deliveries: Deliveries without an answer until an event is dead.
         options: Of ``connect``.
     """
 
@@ -43,6 +44,7 @@ class Orders:
     block: float = 0.0
     transaction: bool = False
     suicide_on: int | None = None
+    max_deliveries: int = 50
     options: dict[str, Any] = field(default_factory=dict)
 
 
@@ -56,7 +58,7 @@ class Worker:
         self._refused = folder / f"refused-{os.getpid()}"
 
     async def handle(self, event: Event, delivery: Delivery) -> None:
-        """Handle one event: start, work, effect, and done once the settle is certain."""
+        """Handle one event: start, work, effect, done, and settled once that is certain."""
         number, orders = event.payload["n"], self._orders
         more = {"token": delivery.fencing_token, "pid": os.getpid()}
         if delivery.key is not None:
@@ -69,6 +71,7 @@ class Worker:
         if orders.block:
             time.sleep(orders.block)  # noqa: ASYNC251 - a handler that holds its loop
         self._journal.write("effect", number, **more)
+        self._journal.write("done", number, **more)
         try:
             if orders.transaction:
                 async with delivery.transaction() as tx:
@@ -79,7 +82,7 @@ class Worker:
             with self._refused.open("a") as file:
                 file.write(f"{number}\n")
             raise
-        self._journal.write("done", number, **more)
+        self._journal.write("settled", number, **more)
 
 
 async def main() -> None:
@@ -95,7 +98,9 @@ async def main() -> None:
             group=orders.group,
             concurrency=orders.concurrency,
             lease=orders.lease,
-            retry=RetryPolicy(max_attempts=50, max_deliveries=50, base=0.05, cap=0.5),
+            retry=RetryPolicy(
+                max_attempts=50, max_deliveries=orders.max_deliveries, base=0.05, cap=0.5
+            ),
         )
         (folder / f"ready-{os.getpid()}").touch()
         await end.wait()
