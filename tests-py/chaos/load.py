@@ -121,7 +121,8 @@ class Markers:
         await self._bus.subscribe(self._topic, self._handle, on_gap=self.gaps.append)
 
     def _handle(self, event: Any) -> None:
-        self._seen.add(event.payload)
+        if isinstance(event.payload, int):
+            self._seen.add(event.payload)
         self._news.set()
 
     async def alive(self, publisher: Bus, within: float = 5.0) -> float:

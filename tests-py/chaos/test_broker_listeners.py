@@ -86,7 +86,7 @@ async def test_ten_thousand_subscriptions_are_one_session(
         )
     assert broker.sessions() == with_one
     assert with_one - before <= 3
-    assert descriptors() == files
+    assert descriptors() <= files
     wanted = {f"topic:{number}" for number in range(0, 10_000, 97)}
     await asyncio.gather(*(publisher.publish(topic, 1) for topic in wanted))
     assert await soon(lambda: seen == wanted, 10)

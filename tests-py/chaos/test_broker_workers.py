@@ -154,7 +154,7 @@ async def test_workers_that_are_deployed_anew_hand_back_what_they_hold(
     work.lease = 30.0  # Nothing may wait for a lease.
     bus = await connected()
     await bus.declare_group(GROUP, TOPIC)
-    load = Load(bus, TOPIC, tmp_path, pause=0.005)
+    load = Load(bus, TOPIC, tmp_path, pause=0.05)
     loading = asyncio.create_task(load.run(lanes=2))
     with Fleet(broker.url(), tmp_path, work, 1) as fleet:
         for _ in range(restarts):

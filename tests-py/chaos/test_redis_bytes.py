@@ -29,7 +29,7 @@ CORPUS = [
     b"\x91" * 5_000,  # nested too deep
     b"\x81\xa1t\xa1x" * 100,
     b'{"type": "custom"}',
-    b'{"type": "custom", "topic": "work", "payload": {"n": 1e999999}}',
+    b'{"type": "custom", "topic": "work", "payload": {"n": 1e}}',
     b"[" * 100_000,
     b'"' + b"\\ud800" * 10 + b'"',
     b"9" * 100_000,
@@ -182,7 +182,7 @@ async def test_keys_of_another_type_are_a_typed_error_and_no_end(
                     await bus.publish(TOPIC, 2)
             await asyncio.sleep(0.02)
         client.flushall()
-    for number in range(3, 200):
+    for number in range(3, 60):
         with suppress(EventBusError):
             await bus.publish(TOPIC, number)
         await asyncio.sleep(0.05)

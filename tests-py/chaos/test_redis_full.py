@@ -140,9 +140,9 @@ ALWAYS = {"appendonly": True, "appendfsync": "always"}
 async def test_a_disk_that_is_full_under_fsync_always_loses_nothing_that_was_accepted(
     server: RedisServer, bus: Bus
 ) -> None:
-    for number in range(10):
+    for number in range(100, 110):
         await bus.publish(TOPIC, {"n": number, "text": TEXT})
-    server.fill_disk(room=20_000)
+    server.fill_disk(room=50_000)
     # This Redis ends itself rather than lie.
     taken, error = await publish_until_refused(bus)
     assert error.is_retryable
@@ -156,7 +156,9 @@ async def test_a_disk_that_is_full_under_fsync_always_loses_nothing_that_was_acc
 
     await bus.consume(TOPIC, handle, group=GROUP)
     await drained(bus, GROUP, 10)
-    assert sorted({*range(10), *range(taken)}) == sorted(set(done) - {taken})
+    # What was refused last may have been written: nobody could tell.
+    assert sorted(set(done) - {taken}) == [*range(taken), *range(100, 110)]
+    assert len(done) == len(set(done))
 
 
 @pytest.mark.parametrize(
