@@ -9,6 +9,7 @@ pub use consumer::{ConsumeOptions, Consumer};
 
 use crate::backend::memory::MemoryBackend;
 use crate::backend::redis::RedisBackend;
+pub use crate::backend::redis::{RedisClient, Reply};
 use crate::backend::{Backend, Committed, Transaction};
 use crate::clock::{Clock, SystemClock};
 use crate::codec::Limits;
@@ -25,6 +26,14 @@ use crate::telemetry::Counters;
 /// `Config` listing every problem of the configuration.
 pub fn open_redis(config: RedisConfig) -> Result<Arc<dyn Backend>> {
     Ok(Arc::new(RedisBackend::new(config)?))
+}
+
+/// Makes a client for single commands of a Redis server, not connected yet.
+///
+/// # Errors
+/// `Config` listing every problem of the configuration.
+pub fn redis_client(config: RedisConfig) -> Result<RedisClient> {
+    RedisClient::new(config)
 }
 
 /// Opens the embedded memory backend.

@@ -769,7 +769,9 @@ impl Drop for CoreBus {
 ///
 /// # Errors
 /// `Config` naming what is unknown or of another type.
-fn read_config<C: serde::de::DeserializeOwned>(config: &Bound<'_, PyDict>) -> Result<C, Error> {
+pub(crate) fn read_config<C: serde::de::DeserializeOwned>(
+    config: &Bound<'_, PyDict>,
+) -> Result<C, Error> {
     pythonize::depythonize(config)
         .map_err(|error| Error::Config { problems: vec![error.to_string()] })
 }

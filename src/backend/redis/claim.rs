@@ -139,7 +139,9 @@ impl Session {
         match kind.as_str() {
             "nogroup" => Err(Error::NotFound { what: "group", name: request.group.to_string() }),
             "nodata" if !request.bindings.is_empty() => {
-                self.status.data_lost();
+                self.status.warn(
+                    "the server lost its data: groups were declared anew, what waited is gone",
+                );
                 let bindings = request.bindings.to_vec();
                 let name = Arc::clone(&request.group);
                 // What comes from now on is kept again.

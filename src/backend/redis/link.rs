@@ -43,12 +43,11 @@ impl Status {
     pub(super) fn describe(&self, server: String, warnings: Vec<String>) {
         let mut health = self.health.lock();
         health.server = server;
-        health.warnings = warnings;
+        health.warnings.extend(warnings);
     }
 
-    /// Remembers that the server forgot what it had accepted.
-    pub(super) fn data_lost(&self) {
-        let told = "the server lost its data: groups were declared anew, what waited is gone";
+    /// Remembers what an operator should know, once.
+    pub(super) fn warn(&self, told: &str) {
         let mut health = self.health.lock();
         if health.warnings.iter().all(|warning| warning != told) {
             health.warnings.push(told.to_owned());
@@ -230,12 +229,20 @@ impl Link {
                 Trouble::Away
             }
             Some("BUSY") => Trouble::Away,
+            Some("NOPERM") => Trouble::Refused(self.denied(error)),
+            Some(_) if says(error).contains("NOPERM") => Trouble::Refused(self.denied(error)),
             Some(_) => Trouble::Refused(self.refused(error)),
             None => {
                 break_off();
                 Trouble::Lost
             }
         }
+    }
+
+    fn denied(&self, error: &RedisError) -> Error {
+        let endpoint = self.endpoint();
+        let remedy = "grant the rights of the ACL recipe";
+        Error::Denied { endpoint, reason: says(error), remedy }
     }
 
     fn refused(&self, error: &RedisError) -> Error {
@@ -245,8 +252,6 @@ impl Link {
             "consume what waits, raise maxmemory or free memory, then try again"
         } else if reason.contains("MISCONF") {
             "make room on the server's disk, then try again"
-        } else if reason.contains("NOPERM") {
-            "grant the rights of the ACL recipe"
         } else {
             "see the server's log"
         };
@@ -301,6 +306,25 @@ impl Link {
             }
             attempt += 1;
         }
+    }
+}
+
+/// Keeps a connection in use for ever: `lost` runs when it broke, before anything new can arrive,
+/// and `found` once another one is in use.
+pub(super) async fn keep<F>(
+    link: Arc<Link>,
+    heartbeat: Duration,
+    lost: impl Fn(),
+    mut make: impl FnMut() -> F,
+    found: impl Fn(),
+) where
+    F: Future<Output = Result<(MultiplexedConnection, String)>>,
+{
+    loop {
+        link.watch(heartbeat).await;
+        lost();
+        link.renew(&mut make).await;
+        found();
     }
 }
 
