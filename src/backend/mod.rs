@@ -6,6 +6,7 @@
 
 mod feeds;
 pub mod memory;
+pub mod postgres;
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -1,0 +1,1 @@
+//! What SQL clients do.
