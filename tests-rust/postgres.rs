@@ -4,6 +4,8 @@
 mod conformance;
 #[path = "postgres/faults.rs"]
 mod faults;
+#[path = "postgres/proxy.rs"]
+mod proxy;
 #[path = "support/postgres_server.rs"]
 mod server;
 #[path = "postgres/sql.rs"]

@@ -77,8 +77,9 @@ fn watch(place: &Path, server: &Server) {
         done
     "#;
     let mut command = Command::new("setsid");
-    command.args(["sh", "-c", SCRIPT]).arg(place).arg(&server.folder);
-    quiet(&mut command).spawn().expect("a watchdog for the server can be started");
+    command.args(["--fork", "sh", "-c", SCRIPT]).arg(place).arg(&server.folder);
+    let started = quiet(&mut command).status();
+    assert!(started.is_ok_and(|status| status.success()), "a watchdog for the server can start");
 }
 
 fn quiet(command: &mut Command) -> &mut Command {
@@ -183,12 +184,6 @@ impl Server {
         while answers(&self.address) && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(20));
         }
-    }
-
-    /// Stops it at once and starts it again.
-    pub fn restart(&self) {
-        self.stop();
-        self.go();
     }
 
     fn stop(&self) {

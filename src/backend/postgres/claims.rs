@@ -22,11 +22,15 @@ const SECOND_LOOK: Duration = Duration::from_millis(50);
 
 /// Splits bindings into what the functions of the schema take.
 pub(super) fn split(bindings: &[Binding]) -> (Vec<bool>, Vec<&str>) {
-    let split = |binding| match binding {
-        &Binding::Topic(ref topic) => (false, &**topic),
-        Binding::Pattern(pattern) => (true, pattern.as_str()),
-    };
-    bindings.iter().map(split).unzip()
+    let patterns = bindings.iter().map(|binding| matches!(binding, Binding::Pattern(_)));
+    (patterns.collect(), bindings.iter().map(text).collect())
+}
+
+fn text(binding: &Binding) -> &str {
+    match binding {
+        Binding::Topic(topic) => topic,
+        Binding::Pattern(pattern) => pattern.as_str(),
+    }
 }
 
 /// Deliveries on their way to the caller; given back when it has gone.

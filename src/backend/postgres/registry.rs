@@ -1,6 +1,7 @@
 //! What is bound to what, as last read from the server.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::sync::Arc;
 
 use ahash::RandomState;
@@ -36,9 +37,9 @@ impl Registry {
         for row in rows {
             registry.version = column(row, 0)?;
             let Some(id) = column::<Option<i32>>(row, 1)? else { continue };
-            if !registry.names.contains_key(&id) {
+            if let Entry::Vacant(entry) = registry.names.entry(id) {
                 let name: Arc<str> = column::<&str>(row, 2)?.into();
-                registry.names.insert(id, Arc::clone(&name));
+                entry.insert(Arc::clone(&name));
                 registry.ids.insert(name, id);
             }
             let Some(binding) = column::<Option<i32>>(row, 4)? else { continue };

@@ -2,7 +2,7 @@
 
 -- Applies a parcel: first plain acknowledgements (a_*) and plain publishes (one c_* entry per copy),
 -- each set in one statement, then whole transactions (one o_* entry per step, o_tx says whose).
--- Arrays may be shorter than their set: what is missing is null.
+-- Arrays may be shorter than their set: what is missing is null. Everything has a default.
 --
 -- p_producer, p_parcel: a parcel takes effect once, however often it is sent; null = no memory of it.
 -- p_registry: the version of `registry` that the copies were routed by; EB001 when it is old.
@@ -15,19 +15,24 @@
 -- figures (queues or -1 = duplicate per publish, version per put); or 2, step = lease lost;
 -- or 3, step, actual = version conflict; or 4, step, group, limit = queue full. Steps count from 1.
 create function commit(
-    p_producer uuid, p_parcel bigint, p_registry integer, p_dedup_window bigint,
-    p_published bigint, p_limited integer[], p_wake integer[],
-    l_group integer[], l_key text[],
-    n_notify text[], n_id uuid[], n_body bytea[],
-    a_group integer[], a_binding integer[], a_id uuid[], a_token bigint[],
-    c_group integer[], c_binding integer[], c_id uuid[], c_topic text[], c_body bytea[],
-    c_key text[], c_priority smallint[], c_after bigint[], c_due bigint[], c_ttl bigint[],
-    s_id uuid[], t_group integer[], t_binding integer[],
-    o_tx integer[], o_kind smallint[], o_id uuid[], o_name text[], o_body bytea[], o_key text[],
-    o_unique text[], o_dedup text[], o_error text[], o_priority smallint[], o_n bigint[],
-    o_group integer[], o_binding integer[], o_outcome smallint[], o_after bigint[],
-    o_due bigint[], o_ttl bigint[], o_first integer[], o_count integer[],
-    o_notify text[], o_large uuid[],
+    p_producer uuid default null, p_parcel bigint default null, p_registry integer default null,
+    p_dedup_window bigint default null, p_published bigint default null,
+    p_limited integer[] default '{}', p_wake integer[] default '{}', l_group integer[] default '{}',
+    l_key text[] default '{}', n_notify text[] default '{}', n_id uuid[] default '{}',
+    n_body bytea[] default '{}', a_group integer[] default '{}', a_binding integer[] default '{}',
+    a_id uuid[] default '{}', a_token bigint[] default '{}', c_group integer[] default '{}',
+    c_binding integer[] default '{}', c_id uuid[] default '{}', c_topic text[] default '{}',
+    c_body bytea[] default '{}', c_key text[] default '{}', c_priority smallint[] default '{}',
+    c_after bigint[] default '{}', c_due bigint[] default '{}', c_ttl bigint[] default '{}',
+    s_id uuid[] default '{}', t_group integer[] default '{}', t_binding integer[] default '{}',
+    o_tx integer[] default '{}', o_kind smallint[] default '{}', o_id uuid[] default '{}',
+    o_name text[] default '{}', o_body bytea[] default '{}', o_key text[] default '{}',
+    o_unique text[] default '{}', o_dedup text[] default '{}', o_error text[] default '{}',
+    o_priority smallint[] default '{}', o_n bigint[] default '{}', o_group integer[] default '{}',
+    o_binding integer[] default '{}', o_outcome smallint[] default '{}',
+    o_after bigint[] default '{}', o_due bigint[] default '{}', o_ttl bigint[] default '{}',
+    o_first integer[] default '{}', o_count integer[] default '{}', o_notify text[] default '{}',
+    o_large uuid[] default '{}',
     out lost integer[], out results bigint[]
 )
 language plpgsql set search_path from current
@@ -296,7 +301,7 @@ declare
 begin
     queues := 0;
     if p_dedup is not null then
-        insert into dedup as d (topic, id, until_at) values (p_topic, p_dedup, v_now + p_dedup_window)
+        insert into dedup as d (topic, id, until_at) values (p_topic, p_dedup, v_now + coalesce(p_dedup_window, 86400000000))
         on conflict (topic, id) do update set until_at = excluded.until_at where d.until_at <= v_now
         returning true into v_fresh;
         if v_fresh is null then
@@ -440,21 +445,21 @@ begin
             and case when b.pattern then publish.topic ~ b.regex else b.text = publish.topic end;
         begin
             select c.results into v_results from commit(
-                null, null, v_registry, (extract(epoch from dedup_window) * 1000000)::bigint,
-                0, coalesce(v_limited, '{}'), coalesce(v_group, '{}'),
-                case when publish.key is null then '{}' else coalesce(v_group, '{}') end,
-                case when publish.key is null then '{}'
+                p_registry => v_registry,
+                p_dedup_window => (extract(epoch from dedup_window) * 1000000)::bigint,
+                p_limited => coalesce(v_limited, '{}'), p_wake => coalesce(v_group, '{}'),
+                l_group => case when publish.key is null then '{}' else coalesce(v_group, '{}') end,
+                l_key => case when publish.key is null then '{}'
                     else array_fill(publish.key, array[coalesce(cardinality(v_group), 0)]) end,
-                '{}', '{}', '{}', '{}', '{}', '{}', '{}',
-                '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}',
-                '{}', coalesce(v_group, '{}'), coalesce(v_binding, '{}'),
-                array[1], array[0::smallint], array[v_id], array[publish.topic], array[v_body],
-                array[publish.key], array[publish.unique_key], array[publish.dedup_id], '{}',
-                array[publish.priority::smallint], '{}', '{}', '{}', '{}',
-                array[(extract(epoch from delay) * 1000000)::bigint], '{}',
-                array[(extract(epoch from expires_after) * 1000000)::bigint],
-                array[1], array[coalesce(cardinality(v_group), 0)],
-                array[v_notify], array[v_large]) c;
+                t_group => coalesce(v_group, '{}'), t_binding => coalesce(v_binding, '{}'),
+                o_tx => array[1], o_kind => array[0::smallint], o_id => array[v_id],
+                o_name => array[publish.topic], o_body => array[v_body],
+                o_key => array[publish.key], o_unique => array[publish.unique_key],
+                o_dedup => array[publish.dedup_id], o_priority => array[publish.priority::smallint],
+                o_after => array[(extract(epoch from delay) * 1000000)::bigint],
+                o_ttl => array[(extract(epoch from expires_after) * 1000000)::bigint],
+                o_first => array[1], o_count => array[coalesce(cardinality(v_group), 0)],
+                o_notify => array[v_notify], o_large => array[v_large]) c;
             exit;
         exception when sqlstate 'EB001' then
             null; -- A group was declared just now: look again.
