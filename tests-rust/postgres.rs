@@ -6,6 +6,8 @@ mod conformance;
 mod faults;
 #[path = "postgres/proxy.rs"]
 mod proxy;
+#[path = "postgres/rates.rs"]
+mod rates;
 #[path = "support/postgres_server.rs"]
 mod server;
 #[path = "postgres/sql.rs"]

@@ -182,7 +182,8 @@ async fn terminated_sessions_come_back_and_everybody_goes_on() {
 
 #[tokio::test]
 async fn an_operation_goes_on_when_the_server_is_back() {
-    let server = Server::start();
+    // Durable, as what was declared must be there afterwards.
+    let server = Server::with("");
     let fixture = Postgres::on(&server.address);
     let case = Case::new(&fixture).await;
     let group = case.group("g", &[case.on("t")]).await;

@@ -18,7 +18,7 @@ pub(crate) async fn listen(case: &Case<'_>) -> Box<dyn Listener> {
     let everything = Binding::Pattern(Pattern::new("*"));
     let request = ListenRequest {
         bindings: vec![everything],
-        buffer: 10_000,
+        buffer: 100_000,
         overflow: Overflow::DropOldest,
         since: None,
     };

@@ -158,13 +158,18 @@ impl Server {
         command
     }
 
-    /// Starts it where it was.
+    /// Starts it where it was; what a kill left behind may take a moment to go away.
     pub fn go(&self) {
+        let deadline = Instant::now() + Duration::from_secs(30);
         let mut start = self.command("pg_ctl");
         let log = self.folder.join("log");
-        start.arg("-D").arg(self.folder.join("data")).arg("-l").arg(log);
-        start.args(["-w", "-t", "60", "-o", &self.options, "start"]);
-        run(&mut start);
+        start.arg("-D").arg(self.folder.join("data")).arg("-l").arg(&log);
+        start.args(["-w", "-t", "30", "-o", &self.options, "start"]);
+        while !quiet(&mut start).status().is_ok_and(|status| status.success()) {
+            let said = || fs::read_to_string(&log).unwrap_or_default();
+            assert!(Instant::now() < deadline, "the server does not start: {}", said());
+            std::thread::sleep(Duration::from_millis(100));
+        }
     }
 
     /// Kills every process of it at once, as a crash does.

@@ -39,6 +39,7 @@ calls! {
         INT4_ARRAY, INT4_ARRAY, INT2_ARRAY, INT8_ARRAY, INT8_ARRAY, INT8_ARRAY,
         INT4_ARRAY, INT4_ARRAY, TEXT_ARRAY, UUID_ARRAY
     ];
+    ANNOUNCE = "announce", "commit", true, [INT4, TEXT_ARRAY];
     CLAIM = "claim", "claim", true, [TEXT, BOOL_ARRAY, TEXT_ARRAY, INT4, INT8, INT4];
     PEEK = "peek", "wait", true, [TEXT, BOOL_ARRAY, TEXT_ARRAY, INT8];
     RENEW = "renew", "renew", true, [INT4_ARRAY, INT4_ARRAY, UUID_ARRAY, INT8_ARRAY, INT8];

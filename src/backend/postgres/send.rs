@@ -6,11 +6,11 @@ use tokio::time::Instant;
 use tokio_postgres::Row;
 use uuid::Uuid;
 
-use super::calls::COMMIT;
+use super::calls::{ANNOUNCE, COMMIT};
 use super::fault::Fault;
 use super::link::Link;
 use super::parcel::{Parcel, due, signed};
-use super::session::Session;
+use super::session::{Argument, Session};
 use super::{micros, registry::Registry};
 
 /// What goes with every parcel of a client.
@@ -36,6 +36,10 @@ impl Parcel<'_> {
         published: i64,
         deadline: Instant,
     ) -> Result<Vec<Row>, Fault> {
+        if self.only_notifies() {
+            let arguments: [Argument<'_>; 2] = [&registry.version, &self.notify];
+            return link.attempt(session, &ANNOUNCE, &arguments, deadline).await;
+        }
         let version = self.routes.then_some(registry.version);
         let number = signed(number);
         let mut limited: Vec<i32> = self

@@ -49,7 +49,7 @@ language sql volatile set search_path from current as $$
     union all
     select null, '{}', false, (
             select count(*) from records r
-            where r.value is not null and coalesce(r.expires_at > now_us(), true)
+            where r.value is not null and coalesce(r.expires_at > (select now_us()), true)
         ), 0, 0, 0, null, coalesce(sum(c.accepted), 0)::bigint, 0, 0, 0,
         coalesce(sum(c.removed), 0)::bigint
     from counted c where c.group_id = 0

@@ -2,7 +2,7 @@
 
 -- Returns the indexes of bindings of a group; all of them when none is named.
 create function served(p_group integer, p_pattern boolean[], p_text text[]) returns integer[]
-language plpgsql stable set search_path from current set enable_seqscan = off as $$
+language plpgsql stable set search_path from current set jit = off set enable_seqscan = off as $$
 declare
     v_served integer[];
 begin
@@ -27,7 +27,7 @@ create function claim(
     priority smallint, attempts integer, crashes integer, accepted_at bigint, lease_until bigint
 )
 language plpgsql rows 100 set search_path from current
-set enable_seqscan = off set enable_bitmapscan = off set plan_cache_mode = force_generic_plan as $$
+set jit = off set enable_seqscan = off set enable_bitmapscan = off set plan_cache_mode = force_generic_plan as $$
 #variable_conflict use_column
 declare
     v_group integer := find_group(p_group);
@@ -83,7 +83,7 @@ create function peek(
     out ready boolean, out wait bigint, out fresh boolean
 )
 language plpgsql set search_path from current
-set enable_seqscan = off set enable_bitmapscan = off set plan_cache_mode = force_generic_plan as $$
+set jit = off set enable_seqscan = off set enable_bitmapscan = off set plan_cache_mode = force_generic_plan as $$
 declare
     v_group integer := find_group(p_group);
     v_served integer[];
@@ -125,7 +125,7 @@ create function renew(
     p_group integer[], p_binding integer[], p_id uuid[], p_token bigint[], p_lease bigint
 ) returns integer[]
 language plpgsql set search_path from current
-set enable_seqscan = off set enable_bitmapscan = off as $$
+set jit = off set enable_seqscan = off set enable_bitmapscan = off as $$
 declare
     v_done integer[];
     v_until bigint := now_us() + p_lease;
@@ -133,7 +133,9 @@ begin
     with held as (
         update messages m set due_at = v_until
         from unnest(p_group, p_binding, p_id, p_token) with ordinality as a (g, b, i, t, n)
-        where m.id = a.i and m.token = a.t and m.group_id = a.g and m.binding = a.b and m.state = 3
+        -- By id: the odd forms keep the planner from the index of all that is claimed.
+        where m.id = a.i and m.token = a.t and m.group_id + 0 = a.g and m.binding = a.b
+            and m.state + 0 = 3
         returning a.n::integer as n
     )
     select coalesce(array_agg(n), '{}') into v_done from held;
@@ -142,30 +144,30 @@ end $$;
 
 -- Reads records.
 create function read_records(p_keys text[]) returns table (key text, version bigint, value bytea)
-language plpgsql set search_path from current set enable_seqscan = off as $$
+language plpgsql set search_path from current set jit = off set enable_seqscan = off as $$
 #variable_conflict use_column
 begin
     return query select r.key, r.version, r.value from records r
         where r.key = any (p_keys) and r.value is not null
-            and coalesce(r.expires_at > now_us(), true);
+            and coalesce(r.expires_at > (select now_us()), true);
 end $$;
 
 -- Reads the records from p_from on, or after p_after when that is later, below p_below (null = no
 -- end), in the order of their bytes.
 create function scan_records(p_from text, p_below text, p_after text, p_limit bigint)
 returns table (key text, version bigint, value bytea)
-language plpgsql set search_path from current set enable_seqscan = off as $$
+language plpgsql set search_path from current set jit = off set enable_seqscan = off as $$
 #variable_conflict use_column
 begin
     if p_after is not null and p_after collate "C" >= p_from collate "C" then
         return query select r.key, r.version, r.value from records r
             where r.key > p_after collate "C" and (p_below is null or r.key < p_below collate "C")
-                and r.value is not null and coalesce(r.expires_at > now_us(), true)
+                and r.value is not null and coalesce(r.expires_at > (select now_us()), true)
             order by r.key limit p_limit;
     else
         return query select r.key, r.version, r.value from records r
             where r.key >= p_from collate "C" and (p_below is null or r.key < p_below collate "C")
-                and r.value is not null and coalesce(r.expires_at > now_us(), true)
+                and r.value is not null and coalesce(r.expires_at > (select now_us()), true)
             order by r.key limit p_limit;
     end if;
 end $$;

@@ -42,7 +42,7 @@ begin
     if v_bindings + v_new > 0 then
         v_version := bump_registry();
     end if;
-    perform wake(array[v_group.id], true);
+    perform wake(array[v_group.id]);
     return v_version;
 end $$;
 
@@ -95,7 +95,7 @@ begin
     if found then
         v_version := bump_registry();
     end if;
-    perform wake(array[v_group], true);
+    perform wake(array[v_group]);
     return v_version;
 end $$;
 
@@ -147,7 +147,7 @@ begin
     update groups g set deleted = true where g.id = delete_group.id;
     update bindings b set bound = false where b.group_id = delete_group.id;
     version := bump_registry();
-    perform wake(array[id], true);
+    perform wake(array[id]);
 end $$;
 
 -- Removes everything of a deleted group; returns how many messages and dead letters.
@@ -175,7 +175,7 @@ declare
     v_group integer := find_group(p_name);
 begin
     update groups g set paused = p_paused where g.id = v_group;
-    perform wake(array[v_group], true);
+    perform wake(array[v_group]);
 end $$;
 
 -- Lists the copies of a message in a group.
@@ -194,7 +194,7 @@ end $$;
 
 -- Applies an action to the waiting copies of a message: 0 cancel, 1 reschedule, 2 promote.
 create function act_on(p_name text, p_id uuid, p_action smallint, p_at bigint) returns bigint
-language plpgsql set search_path from current set enable_seqscan = off as $$
+language plpgsql set search_path from current set jit = off set enable_seqscan = off as $$
 declare
     v_group integer := find_group(p_name);
     v_key text[];
@@ -228,7 +228,7 @@ begin
             and case when p_action = 2 then m.state = 2 else m.state <> 3 end;
         get diagnostics v_changed = row_count;
     end if;
-    perform wake(array[v_group], true);
+    perform wake(array[v_group]);
     return v_changed;
 end $$;
 
@@ -237,7 +237,7 @@ create function trim_dead(p_group integer, p_retention bigint, p_max bigint) ret
 language sql volatile set search_path from current as $$
     with gone as (
         delete from dead_letters d
-        where d.group_id = p_group and (d.died_at <= now_us() - p_retention or d.no in (
+        where d.group_id = p_group and (d.died_at <= (select now_us()) - p_retention or d.no in (
             select o.no from dead_letters o where o.group_id = p_group
             order by o.place desc, o.no desc offset p_max
         ))
@@ -332,7 +332,7 @@ begin
     end if;
     if v_moved > 0 then
         insert into tallies (group_id, dead) values (v_group, -v_moved);
-        perform wake(array[v_group], true);
+        perform wake(array[v_group]);
     end if;
     return v_moved;
 end $$;
