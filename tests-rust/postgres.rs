@@ -2,6 +2,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs, unreachable_pub)]
 
 mod conformance;
+#[path = "postgres/connections.rs"]
+mod connections;
 #[path = "postgres/faults.rs"]
 mod faults;
 #[path = "postgres/proxy.rs"]

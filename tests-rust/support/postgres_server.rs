@@ -102,7 +102,7 @@ fn binaries() -> &'static Path {
 #[derive(Debug)]
 pub struct Server {
     pub address: Address,
-    folder: PathBuf,
+    pub folder: PathBuf,
     options: String,
 }
 
@@ -114,6 +114,13 @@ impl Server {
 
     /// Makes and starts a server with these options.
     pub fn with(options: &str) -> Self {
+        let server = Self::prepare(options);
+        server.go();
+        server
+    }
+
+    /// Makes a server with these options, for `go` to start.
+    pub fn prepare(options: &str) -> Self {
         let name = format!("eventbus-pg-{}", uuid::Uuid::new_v4().simple());
         let folder = std::env::temp_dir().join(name);
         fs::create_dir(&folder).expect("a folder for the server");
@@ -141,15 +148,17 @@ impl Server {
             "--no-sync",
         ]);
         run(initdb);
-        server.go();
         server
     }
 
-    /// Returns a command that runs a program of the server as a user who may.
-    fn command(&self, program: &str) -> Command {
-        let path = binaries().join(program);
+    /// Returns a command that runs a program as a user who may run the server.
+    pub fn command(&self, program: &str) -> Command {
+        let own = binaries().join(program);
+        let path = if own.exists() { own } else { program.into() };
         if !is_root() {
-            return Command::new(path);
+            let mut command = Command::new(path);
+            command.current_dir(&self.folder);
+            return command;
         }
         let mut command = Command::new("runuser");
         command.args(["-u", "postgres", "--"]).arg(path);
@@ -218,7 +227,7 @@ fn free_port() -> u16 {
     listener.local_addr().expect("it has an address").port()
 }
 
-fn run(command: &mut Command) {
+pub fn run(command: &mut Command) {
     let command = command.stdin(Stdio::null()).stdout(Stdio::null());
     let done = command.stderr(Stdio::null()).status();
     let done = done.unwrap_or_else(|error| panic!("{command:?}: {error}"));

@@ -212,7 +212,7 @@ impl Committer {
                 Err(fault) => fault,
             };
             let said = match fault {
-                Fault::Stale => {
+                Fault::Stale if Instant::now() < deadline => {
                     registry = self.refresh().await.map_err(|error| (count, error))?;
                     continue;
                 }
@@ -231,6 +231,7 @@ impl Committer {
                     }
                     return Err((count, error));
                 }
+                Fault::Stale => return Err((count, self.desk.link.timeout("commit", false))),
                 Fault::Full(_) | Fault::NoGroup => {
                     let reason = "a commit was refused as a whole".into();
                     return Err((count, Error::Internal { reason }));
