@@ -61,6 +61,7 @@ calls! {
     SWEEP_ALL = "sweep_all", "inspect", false, [INT8, INT8];
     FIGURES = "figures", "inspect", false, [];
     MAINTAIN = "maintain", "maintain", false, [INT8, BOOL, INT8, INT8, INT8];
+    AILMENTS = "ailments", "maintain", false, [];
     READ_RECORDS = "read_records", "read", true, [TEXT_ARRAY];
     SCAN_RECORDS = "scan_records", "scan", true, [TEXT, TEXT, TEXT, INT8];
     FETCH_LARGE = "fetch_large", "listen", false, [UUID];

@@ -10,8 +10,8 @@ use uuid::Uuid;
 
 use super::calls::{CLAIM, PEEK, RENEW, column};
 use super::live::Live;
-use super::parcel::signed;
 use super::session::Argument;
+use super::step::signed;
 use super::{closed, micros};
 use crate::backend::{ClaimRequest, Delivery, Lease, Op, Outcome, Transaction};
 use crate::error::{Error, Result};

@@ -32,7 +32,10 @@ pub(super) struct Link {
     pub(super) reconnects: AtomicU64,
     pub(super) last_error: Mutex<String>,
     pub(super) server: Mutex<String>,
+    /// What was found when connecting.
     pub(super) warnings: Mutex<Vec<String>>,
+    /// What was found by the last thorough look.
+    pub(super) ailments: Mutex<Vec<String>>,
 }
 
 impl std::fmt::Debug for Link {
@@ -59,6 +62,7 @@ impl Link {
             last_error: Mutex::default(),
             server: Mutex::default(),
             warnings: Mutex::default(),
+            ailments: Mutex::default(),
         })
     }
 

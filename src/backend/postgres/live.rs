@@ -7,17 +7,17 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::calls::MAINTAIN;
+use super::calls::{AILMENTS, MAINTAIN, column};
 use super::committer::{Desk, Inbox};
 use super::connect::Connector;
 use super::ear::{Ear, Hearing};
 use super::hollow::Hollow;
 use super::link::Link;
-use super::parcel::signed;
 use super::pool::Pool;
 use super::registry::{Cache, Registry};
 use super::schema::Schema;
 use super::session::{Argument, Session};
+use super::step::signed;
 use super::wake::Wakes;
 use super::{fault, micros};
 use crate::backend::feeds::Feeds;
@@ -30,6 +30,8 @@ use crate::shutdown::Tasks;
 const CLOSE_GRACE: Duration = Duration::from_secs(2);
 /// Of so many rounds of care one is thorough.
 const THOROUGH: u32 = 12;
+/// With more dead rows than this, operators are told.
+const MANY_DEAD_ROWS: i64 = 100_000;
 
 /// An open backend.
 #[derive(Debug)]
@@ -132,8 +134,12 @@ impl Live {
                 tokio::time::sleep(pause).await;
                 round += 1;
                 if let Some(live) = cared.upgrade() {
+                    let thorough = round % THOROUGH == 1;
                     // Trouble shows at the next use; care is tried again.
-                    let _ = live.maintain(round % THOROUGH == 1).await;
+                    let _ = live.maintain(thorough).await;
+                    if thorough {
+                        let _ = live.look_for_ailments().await;
+                    }
                 }
             }
         });
@@ -149,6 +155,30 @@ impl Live {
         done.map(drop).inspect_err(|_| {
             self.published.fetch_add(published, Ordering::Relaxed);
         })
+    }
+
+    /// Looks for what makes the server slow, or will.
+    async fn look_for_ailments(&self) -> Result<()> {
+        let rows = self.pool.call(&AILMENTS, &[], "").await?;
+        let Some(row) = rows.first() else { return Ok(()) };
+        let mut ailments = Vec::new();
+        let dead: i64 = column(row, 0)?;
+        if dead > MANY_DEAD_ROWS {
+            ailments.push(format!(
+                "the table messages has {dead} dead rows, so claims are slow: end the transaction \
+                 that keeps them (see backend_xmin in pg_stat_activity and pg_replication_slots)"
+            ));
+        }
+        let usage: f64 = column(row, 1)?;
+        if usage > 0.1 {
+            ailments.push(format!(
+                "the notification queue is {:.0} % full: end the listening session that is in a \
+                 transaction",
+                usage * 100.0
+            ));
+        }
+        *self.link.ailments.lock() = ailments;
+        Ok(())
     }
 
     /// Returns how many messages are accepted and not yet counted on the server.
@@ -216,7 +246,7 @@ async fn examine(link: &Link, session: &Session) -> Result<()> {
          current_setting('server_version_num')::integer >= 130000, \
          current_setting('server_encoding'), current_setting('fsync'), \
          current_setting('synchronous_commit'), current_setting('full_page_writes'), \
-         pg_notification_queue_usage() > 0.1, pg_is_in_recovery()";
+         pg_is_in_recovery()";
     let answers = session.client().simple_query(TEXT).await;
     let answers = answers.map_err(|error| link.connector.failed(&fault::text(&error)))?;
     let row = answers.iter().find_map(|answer| match answer {
@@ -234,7 +264,7 @@ async fn examine(link: &Link, session: &Session) -> Result<()> {
         let remedy = "create the database with encoding UTF8";
         problems.push(format!("the database's encoding is {}; {remedy}", value(2)));
     }
-    if value(7) == "t" {
+    if value(6) == "t" {
         problems.push("the server is a standby; connect to the primary".into());
     }
     if !problems.is_empty() {
@@ -254,13 +284,6 @@ async fn examine(link: &Link, session: &Session) -> Result<()> {
     if value(5) == "off" {
         warnings.push(
             "full_page_writes is off: a crash of the machine can destroy pages; switch it on"
-                .into(),
-        );
-    }
-    if value(6) == "t" {
-        warnings.push(
-            "the notification queue is more than 10 % full: end the listening session that is in a \
-             transaction"
                 .into(),
         );
     }

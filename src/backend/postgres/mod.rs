@@ -4,11 +4,12 @@
 //!   every client in every language runs the same ones, inside its own transactions if it likes
 //! - `schema`: the version of the schema; `calls`: its functions as this client calls them
 //! - `connect`, `session`, `pool`, `link`: connections; `fault`: what their errors mean
-//! - `parcel`, `send`, `committer`: the write path, in batches
+//! - `parcel`, `step`, `send`, `answers`, `committer`: the write path, in batches
 //! - `ear`, `wire`: notifications; `wake`, `hollow`: who waits
 //! - `registry`: what is bound to what; `claims`, `operate`, `records`: everything else
 //! - `live`: an open backend
 
+mod answers;
 mod calls;
 mod claims;
 mod committer;
@@ -26,6 +27,7 @@ mod registry;
 mod schema;
 mod send;
 mod session;
+mod step;
 mod wake;
 mod wire;
 
@@ -298,6 +300,7 @@ impl Backend for PostgresBackend {
         };
         let link = &live.link;
         let mut warnings = link.warnings.lock().clone();
+        warnings.extend(link.ailments.lock().iter().cloned());
         if link.is_pooled() {
             warnings.push(
                 "notifications do not arrive, as behind a transaction pooler: there are no \

@@ -9,8 +9,8 @@ use uuid::Uuid;
 use super::calls::{self, column};
 use super::claims::{split, unsigned};
 use super::live::Live;
-use super::parcel::signed;
 use super::session::Argument;
+use super::step::signed;
 use crate::backend::{
     DeadLetter, DeadReason, GroupSpec, GroupStats, Inspection, MessageAction, MessageId,
     MessageInfo, MessageState,

@@ -3,19 +3,17 @@
 //! A transaction is *plain* when it cannot fail half-way: only publishes that nothing can refuse, or
 //! one acknowledgement. Everything else is *whole*: its steps run in order inside a subtransaction.
 
-use std::borrow::Cow;
 use std::collections::HashSet;
 
 use ahash::RandomState;
 use uuid::Uuid;
 
+use super::answers::Answers;
 use super::micros;
 use super::registry::{Registry, Target};
+use super::step::{Step, due, heard, lost, settle, signed, weight};
 use super::wire::{self, Packer};
-use crate::backend::{
-    Accepted, Committed, DeadReason, Due, Lease, Message, Op, Outcome, Token, Transaction,
-    cut_error,
-};
+use crate::backend::{Accepted, Committed, Lease, Message, Op, Outcome, Token, Transaction};
 use crate::error::{Error, Result};
 
 /// Most steps, and most bytes, of one parcel; a single transaction may have more.
@@ -49,34 +47,6 @@ enum Slot<'a> {
 pub(super) struct Copy<'a> {
     pub(super) target: Target,
     pub(super) message: &'a Message,
-}
-
-/// One step of a whole transaction; what does not apply is none.
-#[derive(Debug, Default)]
-pub(super) struct Step<'a> {
-    pub(super) tx: i32,
-    pub(super) kind: i16,
-    pub(super) id: Option<Uuid>,
-    pub(super) name: Option<&'a str>,
-    pub(super) body: Option<&'a [u8]>,
-    pub(super) key: Option<&'a str>,
-    pub(super) unique: Option<&'a str>,
-    pub(super) dedup: Option<&'a str>,
-    pub(super) error: Option<Cow<'a, str>>,
-    /// The priority of a publish, the reason of a death.
-    pub(super) priority: Option<i16>,
-    /// The token of a settle, the expected version of a record.
-    pub(super) number: Option<i64>,
-    pub(super) group: Option<i32>,
-    pub(super) binding: Option<i32>,
-    pub(super) outcome: Option<i16>,
-    pub(super) after: Option<i64>,
-    pub(super) due: Option<i64>,
-    pub(super) ttl: Option<i64>,
-    pub(super) first: i32,
-    pub(super) count: i32,
-    pub(super) notify: Option<String>,
-    pub(super) large: Option<Uuid>,
 }
 
 /// What travels in one call of `commit`.
@@ -360,148 +330,4 @@ enum Sort<'a> {
     Whole {
         plain: bool,
     },
-}
-
-/// Reads the figures of whole transactions one after the other.
-struct Answers<'s, 'a> {
-    rest: &'s [i64],
-    /// Every step sent.
-    ops: &'s [&'a Op],
-    registry: &'s Registry,
-}
-
-impl Answers<'_, '_> {
-    fn take(&mut self) -> Option<i64> {
-        let (first, rest) = self.rest.split_first()?;
-        self.rest = rest;
-        Some(*first)
-    }
-
-    fn failed_op(&mut self) -> Option<&Op> {
-        let step = usize::try_from(self.take()?).ok()?;
-        self.ops.get(step.checked_sub(1)?).copied()
-    }
-
-    /// Reads the next answer; `None` when it is not understood.
-    fn next(&mut self, transaction: &Transaction) -> Option<Result<Committed>> {
-        match self.take()? {
-            0 => self.committed(transaction).map(Ok),
-            2 => match self.failed_op()? {
-                Op::Settle(lease, _) => Some(Err(lost(lease))),
-                _ => None,
-            },
-            3 => {
-                let op = self.failed_op()?.clone();
-                let actual = u64::try_from(self.take()?).ok()?;
-                let (Op::Put { key, if_version, .. } | Op::Delete { key, if_version }) = op else {
-                    return None;
-                };
-                let key = key.as_ref().to_owned();
-                Some(Err(Error::VersionConflict { key, expected: if_version?, actual }))
-            }
-            4 => {
-                self.take()?;
-                let group = i32::try_from(self.take()?).ok()?;
-                let limit = u64::try_from(self.take()?).ok()?;
-                let name = self.registry.name(group).map(|name| name.as_ref().to_owned());
-                let queue = name.unwrap_or_else(|| group.to_string());
-                Some(Err(Error::QueueFull { queue, limit }))
-            }
-            _ => None,
-        }
-    }
-
-    fn committed(&mut self, transaction: &Transaction) -> Option<Committed> {
-        let mut committed = Committed::default();
-        let mut figures = usize::try_from(self.take()?).ok()?;
-        for op in &transaction.ops {
-            let publish = matches!(op, Op::Publish(_));
-            if !publish && !matches!(op, Op::Put { .. }) {
-                continue;
-            }
-            let figure = self.take()?;
-            figures = figures.checked_sub(1)?;
-            if publish {
-                let queues = u32::try_from(figure.max(0)).ok()?;
-                committed.published.push(Accepted { duplicate: figure < 0, queues });
-            } else {
-                committed.versions.push(u64::try_from(figure).ok()?);
-            }
-        }
-        (figures == 0).then_some(committed)
-    }
-}
-
-fn settle<'a>(lease: &'a Lease, outcome: &'a Outcome, group: Option<i32>) -> Step<'a> {
-    let step = Step {
-        kind: 1,
-        id: Some(Uuid::from_bytes(lease.message)),
-        number: Some(signed(lease.token)),
-        group,
-        binding: Some(i32::try_from(lease.binding).unwrap_or(-1)),
-        ..Step::default()
-    };
-    match outcome {
-        Outcome::Ack => Step { outcome: Some(0), ..step },
-        Outcome::Retry { after, error } => {
-            Step { outcome: Some(1), after: Some(micros(*after)), error: storable(error), ..step }
-        }
-        Outcome::Dead { reason, error } => Step {
-            outcome: Some(2),
-            priority: Some(reason_number(*reason)),
-            error: storable(error),
-            ..step
-        },
-        Outcome::Release => Step { outcome: Some(3), ..step },
-        Outcome::Defer { after } => Step { outcome: Some(4), after: Some(micros(*after)), ..step },
-    }
-}
-
-/// Cuts an error's text, and shows the one character that Postgres keeps in no text.
-fn storable(error: &str) -> Option<Cow<'_, str>> {
-    let fits = error.len() <= crate::backend::MAX_ERROR_BYTES && !error.contains('\0');
-    Some(if fits { error.into() } else { cut_error(error.replace('\0', "\u{2400}")).into() })
-}
-
-pub(super) fn reason_number(reason: DeadReason) -> i16 {
-    match reason {
-        DeadReason::Failed => 0,
-        DeadReason::Rejected => 1,
-        DeadReason::Crashed => 2,
-        DeadReason::Undecodable => 3,
-        DeadReason::UnknownTask => 4,
-        DeadReason::Expired => 5,
-    }
-}
-
-fn lost(lease: &Lease) -> Error {
-    Error::LeaseLost { group: lease.group.as_ref().to_owned(), token: lease.token }
-}
-
-fn heard(message: &Message) -> bool {
-    message.broadcast && message.due == Due::Now
-}
-
-/// Returns the delay and the time of a message that is not due now.
-pub(super) fn due(message: &Message) -> (Option<i64>, Option<i64>) {
-    match message.due {
-        Due::Now => (None, None),
-        Due::After(delay) => (Some(micros(delay)), None),
-        Due::At(at) => (None, Some(at)),
-    }
-}
-
-/// No token or version is beyond the server's integers, so one that is equals none of them.
-pub(super) fn signed(number: u64) -> i64 {
-    i64::try_from(number).unwrap_or(i64::MAX)
-}
-
-/// Returns about how many bytes a transaction is on the wire.
-pub(super) fn weight(transaction: &Transaction) -> usize {
-    let weigh = |op: &Op| match op {
-        Op::Publish(message) => 100 + message.body.len(),
-        Op::Put { value, .. } => 100 + value.len(),
-        Op::Settle(..) | Op::Delete { .. } => 100,
-    };
-    transaction.ops.iter().map(weigh).sum()
 }

@@ -9,8 +9,8 @@ use tokio_postgres::Row;
 
 use super::calls::{READ_RECORDS, SCAN_RECORDS, column};
 use super::live::Live;
-use super::parcel::signed;
 use super::session::Argument;
+use super::step::signed;
 use crate::backend::Record;
 use crate::error::Result;
 

@@ -9,8 +9,9 @@ use uuid::Uuid;
 use super::calls::{ANNOUNCE, COMMIT};
 use super::fault::Fault;
 use super::link::Link;
-use super::parcel::{Parcel, due, signed};
+use super::parcel::Parcel;
 use super::session::{Argument, Session};
+use super::step::{due, signed};
 use super::{micros, registry::Registry};
 
 /// What goes with every parcel of a client.

@@ -135,3 +135,9 @@ language sql stable set search_path from current as $$
     left join bindings b on b.group_id = g.id and b.bound
     order by g.id, b.binding
 $$;
+
+-- What an operator should know of: dead rows among the messages, the use of the notification queue.
+create function ailments() returns table (dead_rows bigint, queue_usage double precision)
+language sql volatile set search_path from current as $$
+    select pg_stat_get_dead_tuples('messages'::regclass), pg_notification_queue_usage()
+$$;

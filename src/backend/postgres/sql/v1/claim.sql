@@ -30,16 +30,41 @@ language plpgsql rows 100 set search_path from current
 set jit = off set enable_seqscan = off set enable_bitmapscan = off set plan_cache_mode = force_generic_plan as $$
 #variable_conflict use_column
 declare
-    v_group integer := find_group(p_group);
+    v_group integer;
+    v_paused boolean;
     v_served integer[];
-    v_now bigint;
+    -- The clock is read here without the function: this is the way of every message.
+    v_now bigint := (extract(epoch from clock_timestamp()) * 1000000)::bigint;
 begin
-    perform sweep(v_group, p_max_deliveries);
-    if exists (select 1 from groups g where g.id = v_group and g.paused) then
+    select g.id, g.paused into v_group, v_paused
+    from groups g where g.name = p_group and not g.deleted;
+    if v_group is null then
+        v_group := find_group(p_group);
+    end if;
+    if exists (
+        select 1 from messages m
+        where m.group_id = v_group and m.state >= 2 and m.due_at <= v_now
+    ) or exists (
+        select 1 from messages m
+        where m.group_id = v_group and m.expires_at is not null and m.state <> 3
+            and m.expires_at <= v_now
+    ) or exists (
+        select 1 from messages m
+        where m.group_id = v_group and m.state = 0 and m.crashes > 0
+            and m.crashes >= p_max_deliveries
+    ) then
+        perform sweep(v_group, p_max_deliveries);
+        v_now := (extract(epoch from clock_timestamp()) * 1000000)::bigint;
+    end if;
+    if v_paused then
         return;
     end if;
-    v_served := served(v_group, p_pattern, p_text);
-    v_now := now_us();
+    if cardinality(p_text) = 0 then
+        select array_agg(b.binding) into v_served from bindings b
+        where b.group_id = v_group and b.bound;
+    else
+        v_served := served(v_group, p_pattern, p_text);
+    end if;
     if cardinality(v_served) = 1 then
         return query
         with picked as materialized (
