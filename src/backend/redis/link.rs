@@ -9,6 +9,7 @@ use redis::aio::MultiplexedConnection;
 use redis::{Cmd, RedisError, Value, cmd};
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, timeout, timeout_at};
+use tokio_util::sync::CancellationToken;
 
 use super::dial::{ask, pause, says};
 use crate::backend::{ConnectionState, Health};
@@ -102,6 +103,7 @@ pub(super) struct Link {
     made: AtomicU64,
     pub(super) status: Arc<Status>,
     endpoint: Mutex<String>,
+    ended: CancellationToken,
 }
 
 impl std::fmt::Debug for Link {
@@ -119,6 +121,7 @@ impl Link {
             made: AtomicU64::new(0),
             status,
             endpoint: Mutex::default(),
+            ended: CancellationToken::new(),
         }
     }
 
@@ -143,7 +146,13 @@ impl Link {
     /// Returns the connection in use, waiting for one until the deadline.
     async fn live(&self, deadline: Instant) -> Result<Live, Trouble> {
         let mut live = self.live.subscribe();
-        let found = timeout_at(deadline, live.wait_for(Option::is_some)).await;
+        let found = tokio::select! {
+            biased;
+            () = self.ended.cancelled() => {
+                return Err(Trouble::Refused(Error::Closed { what: "bus" }));
+            }
+            found = timeout_at(deadline, live.wait_for(Option::is_some)) => found,
+        };
         match found {
             Ok(Ok(found)) => found.clone().ok_or(Trouble::Unsent),
             _ => Err(Trouble::Unsent),
@@ -174,6 +183,7 @@ impl Link {
 
     /// Ends it: the connection is closed once the last command on it was answered.
     pub(super) fn end(&self) {
+        self.ended.cancel();
         self.live.send_replace(None);
     }
 

@@ -139,15 +139,20 @@ impl Session {
     ) -> Result<Value> {
         let mut command = script.call(&self.prefix);
         arguments(&mut command);
-        self.run(operation, &command).await
+        self.run(operation, |_| command.clone()).await
     }
 
-    /// Sends a command that may be sent again until it answers, or the operation's time is over.
-    pub(super) async fn run(&self, operation: &'static str, command: &Cmd) -> Result<Value> {
+    /// Sends a command that may be sent again until it answers, or the operation's time is over;
+    /// `command` is told whether it was sent before.
+    pub(super) async fn run(
+        &self,
+        operation: &'static str,
+        command: impl Fn(bool) -> Cmd,
+    ) -> Result<Value> {
         let deadline = Instant::now() + self.config.net.op_timeout;
         let mut sent = false;
         loop {
-            match self.commands.send(command, deadline).await {
+            match self.commands.send(&command(sent), deadline).await {
                 Ok(answer) => return Ok(answer),
                 Err(Trouble::NoScript) => load(&self.context, deadline).await,
                 Err(Trouble::Lost) if Instant::now() < deadline => sent = true,
