@@ -25,6 +25,8 @@ __all__ = [
     "Invoke",
     "Pending",
     "Publish",
+    "RedisClient",
+    "RedisSubscription",
     "Runner",
     "__version__",
     "_after_fork_in_child",
@@ -217,12 +219,12 @@ class Invoke(Coroutine[Any, Any, None]):
     ) -> _Waiter: ...
     def close(self) -> None: ...
 
-# A delivery, what went wrong or is to be awaited, and whether it is about acknowledging.
-_Decide = tuple[CoreDelivery, Any, bool]
+# A delivery and what its handler raised.
+_Failed = tuple[CoreDelivery, BaseException]
 
 @final
-class Runner(Coroutine[Any, Any, _Decide | None]):
-    """Handles deliveries whenever it is awaited, until one needs a decision or none is left."""
+class Runner(Coroutine[Any, Any, _Failed | None]):
+    """Handles deliveries whenever it is awaited, until a handler raises or none is left."""
 
     def __new__(
         cls,
@@ -239,8 +241,8 @@ class Runner(Coroutine[Any, Any, _Decide | None]):
     def token(self) -> int | None:
         """The token of the delivery whose handler is suspended."""
 
-    def __await__(self) -> Generator[Any, Any, _Decide | None]: ...
-    def __iter__(self) -> Generator[Any, Any, _Decide | None]: ...
+    def __await__(self) -> Generator[Any, Any, _Failed | None]: ...
+    def __iter__(self) -> Generator[Any, Any, _Failed | None]: ...
     def __next__(self) -> _Waiter: ...
     def send(self, _value: None) -> _Waiter: ...
     def throw(
@@ -326,6 +328,7 @@ class CoreBus:
 
     def _open(
         self,
+        kind: str,
         name: str | None,
         config: dict[str, Any],
         *,
@@ -336,6 +339,9 @@ class CoreBus:
         max_elements: int,
         manual_clock: int | None = None,
     ) -> None: ...
+    def _connect(self) -> Pending[None]: ...
+    def _disconnect(self) -> Pending[None]: ...
+    def _health(self) -> dict[str, Any]: ...
     def _set_live(self, live: bool) -> None: ...
     def _check_origin(self) -> None: ...
     def _capabilities(self) -> dict[str, Any]: ...
@@ -353,9 +359,17 @@ class CoreBus:
     def _subscribe_queued(
         self, text: str, is_pattern: bool, buffer: int, overflow: str
     ) -> CoreSubscription: ...
+    def _listen(
+        self,
+        text: str,
+        is_pattern: bool,
+        buffer: int,
+        overflow: str,
+        malformed: Callable[[str, str], object],
+    ) -> Pending[CoreSubscription]: ...
     def _unsubscribe(self, id: int) -> bool: ...
     def _consume(
-        self, bindings: list[tuple[str, bool]], options: ConsumeOptions
+        self, bindings: list[tuple[str, bool]], options: ConsumeOptions, ahead: bool
     ) -> Pending[CoreConsumer]: ...
     def _read(self, keys: Sequence[str]) -> Pending[list[tuple[str, int, Any] | None]]: ...
     def _scan(
@@ -447,6 +461,34 @@ class CoreSubscription:
     def ended(self) -> bool: ...
     def __len__(self) -> int: ...
     def __bool__(self) -> Literal[True]: ...
+
+_Argument = str | bytes | int | float
+_Reply = bytes | int | float | list["_Reply"] | None
+
+@final
+class RedisClient:
+    """Single commands and channels of a Redis server, for wires that others have made.
+
+    Args:
+        config: Options as for the Redis backend.
+    """
+
+    def __new__(cls, config: dict[str, Any]) -> Self: ...
+    def connect(self) -> Pending[None]: ...
+    def command(self, *args: _Argument) -> Pending[_Reply]: ...
+    def script(
+        self, text: str, keys: Iterable[_Argument], args: Iterable[_Argument]
+    ) -> Pending[_Reply]: ...
+    def subscribe(self, channel: str, ring: int) -> Pending[RedisSubscription]: ...
+    def close(self) -> Pending[None]: ...
+
+@final
+class RedisSubscription:
+    """The messages of a channel, buffered, as an async iterator."""
+
+    def __aiter__(self) -> Self: ...
+    def __anext__(self) -> Pending[tuple[str, bytes] | None]: ...
+    def close(self) -> Pending[None]: ...
 
 @final
 class CoreTransaction:

@@ -137,8 +137,8 @@ class Consumer:
         try:
             while not self._stopping:
                 try:
-                    decide = await runner
-                    if decide is None:
+                    failed = await runner
+                    if failed is None:
                         await self._wait()
                         continue
                 except (BusClosedError, NotFoundError) as error:
@@ -148,11 +148,7 @@ class Consumer:
                     log.exception("cannot claim group=%s", self.group)
                     await asyncio.sleep(_BACKEND_PAUSE)
                     continue
-                core, what, acknowledging = decide
-                if acknowledging:
-                    await self._settled(core, what)
-                else:
-                    await self._failed(core, what)
+                await self._failed(*failed)
         finally:
             # Also when this very worker is cancelled: another one must look for more.
             self._nudge()
@@ -312,17 +308,6 @@ class Consumer:
             "acknowledged too late group=%s topic=%s reason=%s", self.group, core.topic, error
         )
 
-    async def _settled(self, core: CoreDelivery, what: Any) -> None:
-        """Finish an acknowledgement that was not done at once."""
-        self._forgive(core)
-
-        def settle() -> Any:
-            if isinstance(what, BaseException):
-                raise what
-            return what
-
-        await self._settle(core, settle)
-
     async def _settle(self, core: CoreDelivery, settle: Callable[[], Any]) -> None:
         try:
             pending = settle()
@@ -352,6 +337,15 @@ class Consumer:
     def idle(self) -> bool:
         """Whether no delivery is in hand."""
         return self._core.in_hand == 0
+
+    def runs_in(self, task: asyncio.Task[Any] | None) -> bool:
+        """Whether a task is one of its workers: then it is inside a handler."""
+        return task in self._workers
+
+    async def finish(self, task: asyncio.Task[Any], timeout: float) -> None:
+        """Wait until a worker that stopped its own consumer is done, and settled what it handled."""
+        await asyncio.wait([task], timeout=timeout)
+        await self._core.release()
 
     async def stop(self, timeout: float | None = None) -> None:
         """Claim nothing more, let running handlers finish, give the rest back. Idempotent.
@@ -411,7 +405,7 @@ class Deliveries:
 
     async def _start(self) -> CoreConsumer:
         if self._core is None:
-            self._core = await self._bus._consume(self._bindings, self._options)
+            self._core = await self._bus._consume(self._bindings, self._options, False)
             self._bus._deliveries.add(self)
         return self._core
 
@@ -446,11 +440,12 @@ class Deliveries:
         while True:
             try:
                 delivery = core.take(self._bus)
+                if delivery is None:
+                    await core.wait()
             except BusClosedError:
                 raise StopAsyncIteration from None
             if delivery is not None:
                 return Delivery(delivery)
-            await core.wait()
 
     async def aclose(self) -> None:
         """End: what was not handed over is released, what was stays with its holder. Idempotent."""

@@ -217,7 +217,12 @@ fn message_identity() -> MessageId {
 }
 
 /// Builds the message of a publish.
-pub(crate) fn message(topic: &Arc<str>, body: Bytes, options: Option<&PublishOptions>) -> Message {
+pub(crate) fn message(
+    topic: &Arc<str>,
+    body: Bytes,
+    options: Option<&PublishOptions>,
+    broadcast: bool,
+) -> Message {
     let mut message = Message {
         id: message_identity(),
         topic: Arc::clone(topic),
@@ -228,8 +233,7 @@ pub(crate) fn message(topic: &Arc<str>, body: Bytes, options: Option<&PublishOpt
         expires_after: None,
         dedup_id: None,
         unique: None,
-        // Subscribers of an in-process bus are called by the publisher.
-        broadcast: false,
+        broadcast,
     };
     if let Some(options) = options {
         message.key.clone_from(&options.key);
@@ -376,7 +380,7 @@ struct PyRetryPolicy {
 
 impl PyConsumeOptions {
     /// Converts; the Python class checked ranges when it was made.
-    pub(crate) fn into_core(self, bindings: Vec<Binding>) -> Result<ConsumeOptions> {
+    pub(crate) fn into_core(self, bindings: Vec<Binding>, ahead: bool) -> Result<ConsumeOptions> {
         topic::validate_group(&self.group)?;
         Ok(ConsumeOptions {
             group: self.group.into(),
@@ -393,6 +397,7 @@ impl PyConsumeOptions {
                 factor: self.retry.factor,
             },
             max_length: self.max_length,
+            ahead,
         })
     }
 }
