@@ -39,7 +39,7 @@ class Stream:
         self._text: str = pattern if pattern is not None else topic or ""
         self._is_pattern = pattern is not None
         self._buffer = buffer
-        self._overflow = overflow
+        self._overflow: Overflow = overflow
         self._on_gap = on_gap
         self._core: CoreSubscription | None = None
         self._closed = False
