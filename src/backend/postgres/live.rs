@@ -46,6 +46,9 @@ pub(super) struct Live {
     pub(super) hollow: Hollow,
     pub(super) sweep: Duration,
     pub(super) dead_retention: i64,
+    /// Which bus this is, as its schema says.
+    pub(super) identity: String,
+    pub(super) dedup_window: i64,
     pub(super) max_dead: i64,
     max_tombstones: i64,
     published: Arc<AtomicI64>,
@@ -69,6 +72,7 @@ impl Live {
         let session = link.open().await?;
         examine(link, &session).await?;
         link.schema.prepare(session.client(), config.migrate).await?;
+        let identity = link.schema.identity(session.client()).await?;
         let pool = Arc::new(Pool::new(Arc::clone(link), config.pool_size));
         let registry = Arc::new(Cache::default());
         let feeds = Arc::new(Feeds::default());
@@ -120,6 +124,8 @@ impl Live {
             hollow: Hollow::default(),
             sweep: config.sweep,
             dead_retention: micros(config.dead_retention),
+            identity,
+            dedup_window: micros(config.dedup_window),
             max_dead: signed(config.max_dead),
             max_tombstones: signed(config.max_tombstones),
             published,

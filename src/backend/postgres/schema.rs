@@ -10,6 +10,7 @@ const MIGRATIONS: &[&[&str]] = &[&[
     include_str!("sql/v1/tables.sql"),
     include_str!("sql/v1/parts.sql"),
     include_str!("sql/v1/commit.sql"),
+    include_str!("sql/v1/joined.sql"),
     include_str!("sql/v1/claim.sql"),
     include_str!("sql/v1/groups.sql"),
     include_str!("sql/v1/care.sql"),
@@ -68,6 +69,13 @@ impl Schema {
         let text = self.sql("select coalesce(max(version), 0)::text from @schema@.migrations");
         let found = first_text(client, &text).await?;
         Ok(found.and_then(|text| text.parse().ok()).unwrap_or(0))
+    }
+
+    /// Returns which bus the schema holds.
+    pub(super) async fn identity(&self, client: &Client) -> Result<String> {
+        let text = self.sql("select id::text from @schema@.identity");
+        let found = first_text(client, &text).await.map_err(|error| unusable(&error))?;
+        found.ok_or_else(|| refused(format!("schema {:?} does not say which bus it is", self.name)))
     }
 
     /// One transaction under a lock that ends with it: of many clients that start, one migrates.
