@@ -33,6 +33,7 @@ __all__ = [
     "_shutdown",
     "decode",
     "encode",
+    "migrate",
 ]
 
 __version__: str
@@ -298,8 +299,8 @@ class CoreBus:
             correlation_id: Replaces the event's.
             source: Replaces the event's.
             metadata: Replaces the event's.
-            connection: An asyncpg ``Connection`` or a psycopg ``AsyncConnection`` to the database of
-                a Postgres bus: the event is published when the caller's transaction on it commits,
+            connection: An asyncpg ``Connection`` or a psycopg ``AsyncConnection`` to the database
+                of a Postgres bus: the event is published when the transaction on it commits,
                 and never when that is rolled back.
 
         Raises:
@@ -499,6 +500,10 @@ class RedisSubscription:
     def close(self) -> Pending[None]: ...
 
 @final
+def migrate(
+    config: dict[str, Any], grant_role: str | None, apply: bool
+) -> Pending[tuple[int, int, str]]: ...
+
 class CoreTransaction:
     """The compiled part of a transaction."""
 

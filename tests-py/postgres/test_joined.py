@@ -73,7 +73,7 @@ async def test_a_publish_takes_effect_with_the_caller_s_commit(
 async def test_a_publish_vanishes_with_the_caller_s_rollback(
     bus: Bus, caller: Caller, heard: list[Any], handled: list[Any], eventually: Eventually
 ) -> None:
-    with pytest.raises(Undo):
+    with pytest.raises(Undo):  # noqa: PT012
         async with caller.transaction():
             await bus.publish("orders", 1, connection=caller.connection)
             raise Undo
@@ -90,7 +90,7 @@ async def test_a_savepoint_undoes_its_publishes_only(
 ) -> None:
     async with caller.transaction():
         await bus.publish("orders", 1, connection=caller.connection)
-        with pytest.raises(Undo):
+        with pytest.raises(Undo):  # noqa: PT012
             async with caller.transaction():
                 await bus.publish("orders", 2, connection=caller.connection)
                 raise Undo
@@ -288,7 +288,7 @@ async def test_errors_of_the_transaction_itself_are_the_driver_s(bus: Bus, calle
         asyncpg.InFailedSQLTransactionError,
         psycopg.errors.InFailedSqlTransaction,
     )
-    with pytest.raises(failed):
+    with pytest.raises(failed):  # noqa: PT012
         async with caller.transaction():
             with pytest.raises((asyncpg.DivisionByZeroError, psycopg.errors.DivisionByZero)):
                 await caller.execute("select 1 / 0")
@@ -327,12 +327,12 @@ async def test_records_and_publishes_join_the_caller_s_work(
     record = await bus.read("r")
     assert record is not None
     assert record.value == {"n": 1}
-    with pytest.raises(VersionConflict) as refused:
+    with pytest.raises(VersionConflict) as refused:  # noqa: PT012
         async with bus.transaction(connection=caller.connection) as tx:
             await caller.execute(f"insert into {table} values (2)")
             tx.put("r", 2, if_version=7)
     assert (refused.value.key, refused.value.expected, refused.value.actual) == ("r", 7, 1)
-    with pytest.raises(Undo):
+    with pytest.raises(Undo):  # noqa: PT012
         async with bus.transaction(connection=caller.connection) as tx:
             await caller.execute(f"insert into {table} values (3)")
             tx.delete("r")
@@ -344,7 +344,7 @@ async def test_records_and_publishes_join_the_caller_s_work(
 async def test_a_transaction_is_a_savepoint_inside_the_caller_s(
     bus: Bus, caller: Caller, table: str, server: PostgresServer
 ) -> None:
-    with pytest.raises(Undo):
+    with pytest.raises(Undo):  # noqa: PT012
         async with caller.transaction():
             async with bus.transaction(connection=caller.connection) as tx:
                 await caller.execute(f"insert into {table} values (1)")
@@ -390,7 +390,7 @@ async def test_a_connection_lost_before_the_commit_leaves_the_delivery(
     await caller.settle()
     async with bus.deliveries("orders", group="g") as deliveries:
         delivery = await anext(deliveries)
-        with pytest.raises((asyncpg.PostgresError, asyncpg.InterfaceError, psycopg.Error)):
+        with pytest.raises((asyncpg.PostgresError, asyncpg.InterfaceError, psycopg.Error)):  # noqa: PT012
             async with delivery.transaction(connection=caller.connection) as tx:
                 await caller.execute(f"insert into {table} values (1)")
                 tx.put("r", 1)
@@ -464,7 +464,7 @@ async def test_a_stale_worker_s_work_is_undone(
     server.execute(f"update {schema}.messages set due_at = 0 where state = 3")
     async with bus.deliveries("orders", group="g") as others:
         fresh = await anext(others)
-        with pytest.raises(LeaseLost):
+        with pytest.raises(LeaseLost):  # noqa: PT012
             async with stale.transaction(connection=caller.connection) as tx:
                 await caller.execute(f"insert into {table} values (1)")
                 tx.publish("orders", "never")

@@ -2,7 +2,7 @@
 //!
 //! - `sql/`: tables and functions; settle, publish, claim and commit are functions there, so that
 //!   every client in every language runs the same ones, inside its own transactions if it likes
-//! - `schema`: the version of the schema; `calls`: its functions as this client calls them
+//! - `schema`, `migration`: the version of the schema; `calls`: its functions as this client calls them
 //! - `connect`, `session`, `pool`, `link`: connections; `fault`: what their errors mean
 //! - `parcel`, `step`, `send`, `answers`, `committer`: the write path, in batches
 //! - `joined`: transactions on a connection of the caller's
@@ -21,6 +21,7 @@ mod hollow;
 mod joined;
 mod link;
 mod live;
+mod migration;
 mod operate;
 mod parcel;
 mod pool;
@@ -39,6 +40,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use parking_lot::RwLock;
+
+pub use self::migration::{Migration, migrate};
 
 use self::connect::Connector;
 use self::ear::Hearing;
