@@ -8,6 +8,7 @@ import math
 import time
 import weakref
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from datetime import datetime
 from types import MappingProxyType, ModuleType, TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar, Unpack, runtime_checkable
@@ -224,6 +225,10 @@ class Bus(CoreBus):
             await asyncio.gather(*stops)
         for deliveries in list(self._deliveries):
             await deliveries.aclose()
+        if not self._in_process and (self._streams or self._receivers):
+            with suppress(TimeoutError):
+                async with asyncio.timeout_at(deadline):
+                    await self._catch_up()
         for stream in list(self._streams):
             stream._stop()
         await self._drain_receivers(deadline)
@@ -236,9 +241,7 @@ class Bus(CoreBus):
                 await self._disconnect()
         self._enter("closed")
 
-    async def _leave(
-        self, caller: asyncio.Task[Any], around: list[Consumer], limit: float
-    ) -> None:
+    async def _leave(self, caller: asyncio.Task[Any], around: list[Consumer], limit: float) -> None:
         """Disconnect once the handler that closed the bus has ended and is acknowledged."""
         try:
             for consumer in around:

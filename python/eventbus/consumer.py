@@ -405,8 +405,14 @@ class Deliveries:
 
     async def _start(self) -> CoreConsumer:
         if self._core is None:
-            self._core = await self._bus._consume(self._bindings, self._options, False)
-            self._bus._deliveries.add(self)
+            core = await self._bus._consume(self._bindings, self._options, False)
+            # Somebody else may have been quicker, or have closed it, while the group was declared.
+            if self._core is not None or self._closed:
+                await core.stop()
+            if self._core is None:
+                self._core = core
+            if not self._closed:
+                self._bus._deliveries.add(self)
         return self._core
 
     async def __aenter__(self) -> Self:
@@ -432,11 +438,18 @@ class Deliveries:
 
         Raises:
             StopAsyncIteration: When it or its bus was closed.
+            BusClosedError: When the bus was closed before.
             NotFoundError: When the group was deleted.
         """
         if self._closed:
             raise StopAsyncIteration
-        core = await self._start()
+        was_open = self._bus.state not in ("draining", "closed")
+        try:
+            core = await self._start()
+        except BusClosedError:
+            if was_open:
+                raise StopAsyncIteration from None
+            raise
         while True:
             try:
                 delivery = core.take(self._bus)

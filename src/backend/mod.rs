@@ -634,6 +634,10 @@ pub trait Backend: Send + Sync + std::fmt::Debug {
         Health::default()
     }
 
+    /// Waits until listeners have what this backend published before, for who is about to end them.
+    /// Does nothing where that is so anyway, or cannot be known.
+    async fn catch_up(&self) {}
+
     /// Ends listeners (what is buffered can still be taken) and waits; every later call answers
     /// `Closed`. Idempotent; stored data of a shared bus stays.
     async fn close(&self) -> Result<()>;

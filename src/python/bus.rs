@@ -282,6 +282,20 @@ impl CoreBus {
         }))
     }
 
+    /// Waits until subscriptions have what this bus published before.
+    fn _catch_up(&self) -> PyResult<Pending> {
+        let shared = Arc::clone(self.shared());
+        shared.origin.check()?;
+        Ok(Pending::new(move |_py| {
+            let backend = Arc::clone(shared.bus.backend());
+            let catch_up = async move {
+                backend.catch_up().await;
+                Ok(())
+            };
+            Ok(Pending::run(catch_up, |py, ()| Ok(py.None())))
+        }))
+    }
+
     /// Leaves the server; a backend in this process stays, others may share it.
     fn _disconnect(&self) -> PyResult<Pending> {
         let shared = Arc::clone(self.shared());

@@ -260,7 +260,7 @@ impl Committer {
         registry: &Registry,
         deadline: Instant,
     ) -> Result<(Vec<i32>, Vec<i64>), Fault> {
-        let session = match self.session.take().filter(|session| !session.client().is_closed()) {
+        let session = match self.session.take().filter(|session| session.is_usable()) {
             Some(session) => session,
             None => {
                 let opened = self.desk.link.open_by(deadline).await;

@@ -86,7 +86,7 @@ impl Pool {
     /// Takes an idle session that is not known to be dead, or opens one.
     async fn session(&self, deadline: Instant) -> Result<Session> {
         while let Some(Idle(session)) = self.take() {
-            if !session.client().is_closed() {
+            if session.is_usable() {
                 return Ok(session);
             }
         }
