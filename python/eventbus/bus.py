@@ -717,7 +717,12 @@ class Bus(CoreBus):
                 pause = min(pause + 0.0005, 0.02)
 
     async def _is_idle(self) -> bool:
-        if len(self._outbox) or not all(one.idle for one in self._receivers.values()):
+        if len(self._outbox):
+            return False
+        if self._receivers and not self._in_process:
+            # What was published may still be on its way back.
+            await self._catch_up()
+        if not all(one.idle for one in self._receivers.values()):
             return False
         if not self._consumers:
             return True

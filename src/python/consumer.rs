@@ -209,7 +209,7 @@ impl CoreDelivery {
         let mut attempt = Attempt { settled: Arc::clone(&self.settled), is_over: false };
         mailbox::now_or_later(in_process, async move {
             let result = consumer.settle(token, outcome).await;
-            attempt.is_over = !matches!(&result, Err(error) if error.is_retryable());
+            attempt.ends(&result);
             result
         })
     }
@@ -322,6 +322,12 @@ impl CoreDelivery {
 struct Attempt {
     settled: Arc<AtomicBool>,
     is_over: bool,
+}
+
+impl Attempt {
+    fn ends(&mut self, result: &Result<(), Error>) {
+        self.is_over = !matches!(result, Err(error) if error.is_retryable());
+    }
 }
 
 impl Drop for Attempt {

@@ -238,8 +238,9 @@ impl Committer {
                     return Err((count, Error::Internal { reason }));
                 }
             };
-            attempt += 1;
+            // At once at first: mostly a connection was lost while it was idle.
             let pause = pause(attempt, LONGEST_PAUSE);
+            attempt += 1;
             if Instant::now() + pause >= deadline {
                 self.desk.link.note(&said);
                 return Err((count, self.desk.link.timeout("commit", true)));

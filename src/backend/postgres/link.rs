@@ -161,8 +161,12 @@ impl Link {
     }
 }
 
-/// Returns a pause with full jitter that grows with the attempts.
+/// Returns a pause after so many attempts that failed before the last one: none at first, then one
+/// with full jitter that grows.
 pub(super) fn pause(attempt: u32, longest: Duration) -> Duration {
+    if attempt == 0 {
+        return Duration::ZERO;
+    }
     let bound = Duration::from_millis(50) * 2u32.saturating_pow(attempt.min(12));
     rand::rng().random_range(Duration::from_millis(1)..=bound.min(longest))
 }
