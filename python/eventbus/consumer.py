@@ -343,7 +343,7 @@ class Consumer:
         return task in self._workers
 
     async def finish(self, task: asyncio.Task[Any], timeout: float) -> None:
-        """Wait until a worker that stopped its own consumer is done, and settled what it handled."""
+        """Wait until a worker that stopped its own consumer is done and has settled its work."""
         await asyncio.wait([task], timeout=timeout)
         await self._core.release()
 
@@ -403,21 +403,34 @@ class Deliveries:
         self._core: CoreConsumer | None = None
         self._closed = False
 
-    async def _start(self) -> CoreConsumer:
-        if self._core is None:
+    async def _start(self) -> CoreConsumer | None:
+        """Return the core; None when this was closed while it started."""
+        if self._core is not None:
+            return self._core
+        # Whoever closes the bus meanwhile closes this as well.
+        self._bus._deliveries.add(self)
+        try:
             core = await self._bus._consume(self._bindings, self._options, False)
-            # Somebody else may have been quicker, or have closed it, while the group was declared.
-            if self._core is not None or self._closed:
-                await core.stop()
+        except BaseException as error:
             if self._core is None:
-                self._core = core
-            if not self._closed:
-                self._bus._deliveries.add(self)
-        return self._core
+                self._bus._deliveries.discard(self)
+            if self._closed and isinstance(error, BusClosedError):
+                return None
+            raise
+        if self._closed:
+            await core.stop()
+            return None
+        if self._core is not None:
+            # Another reader was quicker while the group was declared.
+            await core.stop()
+            return self._core
+        self._core = core
+        return core
 
     async def __aenter__(self) -> Self:
         """Declare the group."""
-        await self._start()
+        if await self._start() is None:
+            raise BusClosedError("the deliveries were closed before they started")
         return self
 
     async def __aexit__(
@@ -443,13 +456,9 @@ class Deliveries:
         """
         if self._closed:
             raise StopAsyncIteration
-        was_open = self._bus.state not in ("draining", "closed")
-        try:
-            core = await self._start()
-        except BusClosedError:
-            if was_open:
-                raise StopAsyncIteration from None
-            raise
+        core = await self._start()
+        if core is None:
+            raise StopAsyncIteration
         while True:
             try:
                 delivery = core.take(self._bus)
@@ -463,9 +472,9 @@ class Deliveries:
     async def aclose(self) -> None:
         """End: what was not handed over is released, what was stays with its holder. Idempotent."""
         self._closed = True
+        self._bus._deliveries.discard(self)
         if self._core is not None:
             await self._core.stop()
-            self._bus._deliveries.discard(self)
 
 
 def _limited(call: Callable[[Any], Any], limit: float) -> Callable[[Any], Any]:

@@ -2,9 +2,10 @@
 //!
 //! - `sql/`: tables and functions; settle, publish, claim and commit are functions there, so that
 //!   every client in every language runs the same ones, inside its own transactions if it likes
-//! - `schema`: the version of the schema; `calls`: its functions as this client calls them
+//! - `schema`, `migration`: the version of the schema; `calls`: its functions as this client calls them
 //! - `connect`, `session`, `pool`, `link`: connections; `fault`: what their errors mean
 //! - `parcel`, `step`, `send`, `answers`, `committer`: the write path, in batches
+//! - `joined`: transactions on a connection of the caller's
 //! - `ear`, `wire`: notifications; `wake`, `hollow`: who waits
 //! - `registry`: what is bound to what; `claims`, `operate`, `records`: everything else
 //! - `live`: an open backend
@@ -17,8 +18,10 @@ mod connect;
 mod ear;
 mod fault;
 mod hollow;
+mod joined;
 mod link;
 mod live;
+mod migration;
 mod operate;
 mod parcel;
 mod pool;
@@ -38,13 +41,15 @@ use std::time::Duration;
 use async_trait::async_trait;
 use parking_lot::RwLock;
 
+pub use self::migration::{Migration, migrate};
+
 use self::connect::Connector;
 use self::ear::Hearing;
 use self::live::Live;
 use self::operate::storable;
 use super::{
     Backend, Capabilities, ClaimRequest, Committed, ConnectionState, DeadLetter, Delivery,
-    GroupSpec, Health, Inspection, Lease, ListenRequest, Listener, MessageAction, MessageId,
+    GroupSpec, Health, Inspection, Joins, Lease, ListenRequest, Listener, MessageAction, MessageId,
     MessageInfo, Op, Record, Transaction,
 };
 use crate::config::PostgresConfig;
@@ -158,6 +163,10 @@ impl Backend for PostgresBackend {
         &self.capabilities
     }
 
+    fn joins(&self) -> Result<&dyn Joins> {
+        Ok(self)
+    }
+
     async fn connect(&self) -> Result<()> {
         let _turn = self.turn.lock().await;
         if matches!(&*self.phase.read(), Phase::Open(_)) {
@@ -166,6 +175,19 @@ impl Backend for PostgresBackend {
         let live = Live::open(&self.config, self.connector.clone()).await?;
         *self.phase.write() = Phase::Open(live);
         Ok(())
+    }
+
+    async fn heard(&self) -> Result<()> {
+        let live = self.live()?;
+        let Hearing::Live(client) = live.hearing.borrow().clone() else { return Ok(()) };
+        // Notifications that were pending arrive before the end of any answer.
+        let after = live.link.op_timeout;
+        match tokio::time::timeout(after, client.simple_query("select 1")).await {
+            Ok(answer) => {
+                answer.map(|_| ()).map_err(|error| live.link.connector.failed(&fault::text(&error)))
+            }
+            Err(_) => Err(Error::Timeout { operation: "heard", after, outcome_unknown: false }),
+        }
     }
 
     fn has_queue(&self, topic: &str) -> bool {
@@ -316,14 +338,6 @@ impl Backend for PostgresBackend {
             reconnects: link.reconnects.load(Ordering::Relaxed),
             malformed: link.malformed.load(Ordering::Relaxed),
         }
-    }
-
-    async fn catch_up(&self) {
-        let Ok(live) = self.live() else { return };
-        let Hearing::Live(client) = live.hearing.borrow().clone() else { return };
-        // What was committed before is sent before the answer.
-        let asking = client.simple_query("select 1");
-        let _ = tokio::time::timeout(live.link.op_timeout, asking).await;
     }
 
     async fn close(&self) -> Result<()> {
