@@ -15,7 +15,7 @@ from typing import Any, Generic, TypeAlias
 
 from eventbus.dispatcher.handlers import H, HandlerSet, HandlerTable
 from eventbus.dispatcher.transport import Incoming, Message, Transport
-from eventbus.errors import BusClosedError, EventBusError
+from eventbus.errors import BusClosedError, EventBusError, NotConnectedError
 from eventbus.types import Gap
 
 __all__ = ["Engine", "EngineOptions", "ExceptionHandler", "Observer"]
@@ -117,9 +117,9 @@ class _Side(Generic[H]):
 class Engine(Generic[H]):
     """Receives events of a transport and runs the handlers registered for their names."""
 
-    def __init__(self, transport: Transport, options: EngineOptions) -> None:
-        """Make an engine that does not run yet."""
-        self.transport = transport
+    def __init__(self, transport: Transport | None, options: EngineOptions) -> None:
+        """Make an engine that does not run yet; the transport may be given later."""
+        self._transport = transport
         self.options = options
         self._consuming: _Side[H] = _Side(
             "consumer", options.concurrency, options.consumer_exception_handler
@@ -140,6 +140,21 @@ class Engine(Generic[H]):
         self._running = False
         self._last_log = 0.0
         self.counts: Counter[str] = Counter()
+
+    @property
+    def transport(self) -> Transport:
+        """What carries the events.
+
+        Raises:
+            NotConnectedError: There is none yet.
+        """
+        if self._transport is None:
+            raise NotConnectedError("the dispatcher is not connected: make it by 'await …new(…)'")
+        return self._transport
+
+    @transport.setter
+    def transport(self, transport: Transport) -> None:
+        self._transport = transport
 
     # Life
 
@@ -193,13 +208,10 @@ class Engine(Generic[H]):
             task.cancel()
         if self._loops:
             await asyncio.wait(self._loops)
-        try:
-            await self.transport.stop()
-        except EventBusError as error:
-            log.warning("cannot stop receiving reason=%s", error)
+        if self._transport is None:
+            return
         current = asyncio.current_task()
-        if waiting := self._calls.keys() - {current}:
-            await asyncio.wait(waiting, timeout=self.options.drain_timeout)
+        await asyncio.gather(self._stop_receiving(), self._let_finish(current))
         self._aborting = True
         if late := self._calls.keys() - {current}:
             for call in late:
@@ -223,6 +235,16 @@ class Engine(Generic[H]):
         if helpers := self._helpers - {current}:
             await asyncio.wait(helpers, timeout=0.5)
         await self.transport.close()
+
+    async def _stop_receiving(self) -> None:
+        try:
+            await self.transport.stop()
+        except EventBusError as error:
+            log.warning("cannot stop receiving reason=%s", error)
+
+    async def _let_finish(self, current: asyncio.Task[Any] | None) -> None:
+        if waiting := self._calls.keys() - {current}:
+            await asyncio.wait(waiting, timeout=self.options.drain_timeout)
 
     # Receiving
 
