@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 import uuid
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, NewType, Self
 
 __all__ = [
     "AgentId",
@@ -17,22 +17,14 @@ __all__ = [
 ]
 
 
-class AgentId(str):
-    """The id of an agent."""
+AgentId = NewType("AgentId", str)
+"""The id of an agent."""
 
-    __slots__ = ()
+KernelId = NewType("KernelId", uuid.UUID)
+"""The id of a kernel."""
 
-
-class KernelId(uuid.UUID):
-    """The id of a kernel."""
-
-    __slots__ = ()
-
-
-class SessionId(uuid.UUID):
-    """The id of a session."""
-
-    __slots__ = ()
+SessionId = NewType("SessionId", uuid.UUID)
+"""The id of a session."""
 
 
 class LogSeverity(enum.Enum):
