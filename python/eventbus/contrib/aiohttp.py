@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
@@ -13,6 +15,10 @@ if TYPE_CHECKING:
     from aiohttp.web import Request, StreamResponse
 
 __all__ = ["background_task_handler", "handler_of"]
+
+log = logging.getLogger("eventbus.contrib.aiohttp")
+
+_GLANCE = 0.2  # seconds between two looks whether the client is there
 
 Handler = Callable[["Request"], Awaitable["StreamResponse"]]
 
@@ -54,16 +60,33 @@ def handler_of(source: Source, *, keep_alive: float = KEEP_ALIVE) -> Handler:
             raise web.HTTPServiceUnavailable(text=str(error)) from None
         response = web.StreamResponse(headers=HEADERS)
         body = frames(events, keep_alive)
-        try:
-            await response.prepare(request)
+
+        async def pump() -> None:
             async for chunk in body:
                 await response.write(chunk)
             await response.write_eof()
+
+        pumping: asyncio.Task[None] | None = None
+        try:
+            await response.prepare(request)
+            pumping = asyncio.ensure_future(pump())
+            # aiohttp tells of a client that left only when something is written.
+            while not pumping.done() and not _is_gone(request):
+                await asyncio.wait([pumping], timeout=_GLANCE)
+            if pumping.done():
+                pumping.result()
         except ConnectionResetError:
-            # The client is gone; what it used is freed below.
-            return response
+            log.debug("client left path=%s", request.path)
         finally:
+            if pumping is not None and not pumping.done():
+                pumping.cancel()
+                await asyncio.wait([pumping])
             await body.aclose()  # type: ignore[attr-defined]  # it is a generator
         return response
 
     return handler
+
+
+def _is_gone(request: Request) -> bool:
+    transport = request.transport
+    return transport is None or transport.is_closing()

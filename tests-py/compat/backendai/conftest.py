@@ -1,0 +1,102 @@
+"""Where the contract is tested: buses of any URL, and the original wire on a Redis."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from eventbus import redis_client
+from eventbus._eventbus import __dict__ as _extension
+from eventbus.compat.backendai import EventDispatcher
+from eventbus.compat.backendai import events as era_b
+
+from .support import RedisPy, RedisServer
+
+
+@dataclass(frozen=True)
+class Where:
+    """One column of the matrix.
+
+    Attributes:
+        name: Names it in the test ids.
+        url: ``{unique}`` becomes a name of the test's own, ``{redis}`` the private server.
+        wire: Whether it is the original wire.
+    """
+
+    name: str
+    url: str
+    wire: bool = False
+
+
+WHERE = [
+    Where("memory", "memory://{unique}"),
+    Where("memory-queued", "memory://{unique}?delivery=queued"),
+    Where("memory-strict", "memory://{unique}?strict=1"),
+    Where("wire", "{redis}", wire=True),
+]
+
+
+@pytest.fixture(scope="session")
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    server = RedisServer(tmp_path_factory.mktemp("redis"))
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def redis(redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> RedisServer:
+    """The private server, empty, and a raw client for it."""
+    redis_server.command("FLUSHALL")
+    if "RedisClient" not in _extension:
+        monkeypatch.setattr(redis_client, "open_redis", RedisPy)
+    return redis_server
+
+
+@dataclass
+class World:
+    """One bus or server, and the dispatchers of both eras on it."""
+
+    url: str
+    wire: bool
+    made: list[Any] = field(default_factory=list)
+
+    async def a(self, cls: type[Any] = EventDispatcher, **options: Any) -> Any:
+        return self._keep(await cls.new(**{"bus": self.url, "drain_timeout": 0.2, **options}))
+
+    async def b(self, **options: Any) -> Any:
+        return await self.a(era_b.EventDispatcher, **options)
+
+    async def producer(self, **options: Any) -> Any:
+        return self._keep(await era_b.EventProducer.new(bus=self.url, **options))
+
+    def _keep(self, one: Any) -> Any:
+        self.made.append(one)
+        return one
+
+
+@pytest.fixture(params=WHERE, ids=lambda where: where.name)
+async def world(
+    request: pytest.FixtureRequest, unique: Callable[[str], str], no_leaked_tasks: None
+) -> AsyncIterator[World]:
+    where: Where = request.param
+    server: Any = request.getfixturevalue("redis") if where.wire else None
+    name = unique("bus").replace(":", "-").replace("[", "").replace("]", "")
+    found = World(
+        where.url.format(unique=name, redis=server.url if server else ""), where.wire
+    )
+    yield found
+    for one in reversed(found.made):
+        await one.close()
+
+
+@pytest.fixture
+async def wire(redis: RedisServer, no_leaked_tasks: None) -> AsyncIterator[World]:
+    """The original wire only."""
+    found = World(redis.url, True)
+    yield found
+    for one in reversed(found.made):
+        await one.close()
