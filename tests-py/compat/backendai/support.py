@@ -1,4 +1,4 @@
-"""A private Redis server, and the raw client over redis-py for builds that bring none."""
+"""A recording handler, a private Redis server, and a raw client where the build has none."""
 
 from __future__ import annotations
 
@@ -12,6 +12,28 @@ from pathlib import Path
 from typing import Any
 
 from eventbus.errors import ConnectError, OperationError
+from eventbus.testing import eventually
+
+
+Call = tuple[Any, ...]
+
+
+class Seen(list[Call]):
+    """Calls of a handler."""
+
+    def __call__(self, *args: Any) -> None:
+        self.append(args)
+
+    async def later(self, *args: Any) -> None:
+        self.append(args)
+
+    async def count(self, number: int, timeout: float = 10) -> None:
+        try:
+            await eventually(lambda: len(self) >= number, f"{number} calls", timeout=timeout)
+        except TimeoutError:
+            raise AssertionError(f"{len(self)} of {number} calls: {self[:10]}") from None
+        await asyncio.sleep(0.02)
+        assert len(self) == number
 
 
 def free_port() -> int:

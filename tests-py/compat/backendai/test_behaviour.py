@@ -7,11 +7,13 @@ import contextvars
 import functools
 import gc
 import time
+import uuid
 from typing import Any
 
 import pytest
 
-from eventbus.compat.backendai import connection
+from eventbus import connect
+from eventbus.compat.backendai import EventDispatcher, connection
 from eventbus.compat.backendai.events import (
     AbstractEvent,
     CoalescingState,
@@ -22,26 +24,9 @@ from eventbus.testing import eventually
 from eventbus.types import Gap
 
 from .conftest import World
+from .support import Seen
 
-Call = tuple[Any, ...]
-
-
-class Seen(list[Call]):
-    """Calls of a handler."""
-
-    def __call__(self, *args: Any) -> None:
-        self.append(args)
-
-    async def later(self, *args: Any) -> None:
-        self.append(args)
-
-    async def count(self, number: int, timeout: float = 10) -> None:
-        try:
-            await eventually(lambda: len(self) >= number, f"{number} calls", timeout=timeout)
-        except TimeoutError:
-            raise AssertionError(f"{len(self)} of {number} calls: {self[:10]}") from None
-        await asyncio.sleep(0.02)
-        assert len(self) == number
+SID = uuid.UUID("22222222-2222-2222-2222-222222222222")
 
 
 async def test_b13_callback_arguments_and_context_by_identity(world: World) -> None:
@@ -65,11 +50,6 @@ async def test_b13_era_b_gets_context_source_and_event(world: World) -> None:
     )
     await seen.count(1)
     assert seen == [("ctx", "i-b", SessionEnqueuedEvent(SID, "c-1", ""))]
-
-
-import uuid  # noqa: E402
-
-SID = uuid.UUID("22222222-2222-2222-2222-222222222222")
 
 
 async def test_b14_every_kind_of_callable(world: World) -> None:
@@ -299,9 +279,6 @@ async def test_b25_malformed_messages_are_skipped_and_kept(wire: World, redis: A
 
 
 async def test_b25_malformed_events_on_a_bus_become_dead_letters() -> None:
-    from eventbus import connect
-    from eventbus.compat.backendai import EventDispatcher
-
     async with connect("memory://") as bus:
         d, seen = await EventDispatcher.new(bus=bus), Seen()
         d.consume("e", None, seen)
@@ -447,18 +424,12 @@ async def test_b30_dispatches_are_logged_when_asked(
 ) -> None:
     caplog.set_level("DEBUG", "eventbus.dispatcher")
 
-    class Local(dict[str, Any]):
-        pass
-
     class Shared:
         def get_redis_url(self, db: int) -> str:
             return world.url
 
     for flag in (False, True):
         caplog.clear()
-        d = await world.a(bus=None) if False else None
-        from eventbus.compat.backendai import EventDispatcher
-
         d = await EventDispatcher.new({"debug": {"log-events": flag}}, Shared())
         world.made.append(d)
         seen = Seen()
@@ -626,8 +597,6 @@ async def test_b50_events_are_held_until_their_handler_is_registered(world: Worl
 async def test_b50_autostart_false_waits_for_start(world: World) -> None:
     d, seen = await world.a(autostart=False), Seen()
     d.consume("e", None, seen)
-    keeper = await world.a()
-    keeper.consume("e", None, seen) if False else None
     if not world.wire:
         other = await world.a()
         other.unconsume("e", other.consume("e", None, seen))
@@ -780,10 +749,6 @@ async def test_b58_unknown_names_cost_nothing(world: World) -> None:
 
 async def test_b59_running_handlers_are_referenced(world: World) -> None:
     d, seen = await world.a(), Seen()
-
-    async def waits(*args: Any) -> None:
-        await asyncio.get_running_loop().create_future() if args[3] else None
-        seen(*args)
 
     async def naps(*args: Any) -> None:
         for _ in range(5):
