@@ -219,6 +219,7 @@ class BackgroundTaskManager:
                 except VersionConflict:
                     # Somebody took this manager for dead: the task is failed, and must not go on.
                     own.cancel("the task was marked failed by another manager")
+                    await asyncio.sleep(0)
                     raise
 
         own = asyncio.current_task()
