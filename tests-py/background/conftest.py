@@ -6,8 +6,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import pytest
-from conformance.conftest import MakeBus, backend, make_bus
 
+from conformance.conftest import MakeBus, backend, make_bus
 from eventbus.background import BackgroundTaskManager
 
 __all__ = ["backend", "make_bus", "make_manager"]

@@ -41,7 +41,9 @@ async def states(manager: BackgroundTaskManager, task_id: uuid.UUID) -> list[Tas
         return [state async for state in manager.watch(task_id)]
 
 
-async def ended(manager: BackgroundTaskManager, task_id: uuid.UUID, timeout: float = 10) -> TaskState:
+async def ended(
+    manager: BackgroundTaskManager, task_id: uuid.UUID, timeout: float = 10
+) -> TaskState:
     found: list[TaskState] = []
 
     async def final() -> bool:
@@ -84,7 +86,11 @@ async def test_a_failure_is_the_final_message(make_manager: MakeManager) -> None
         raise LookupError("no image")
 
     state = await ended(manager, await manager.start(fails))
-    assert (state.status, state.message, state.current) == ("failed", "LookupError('no image')", 0.5)
+    assert (state.status, state.message, state.current) == (
+        "failed",
+        "LookupError('no image')",
+        0.5,
+    )
 
 
 async def test_shutdown_cancels(make_manager: MakeManager) -> None:

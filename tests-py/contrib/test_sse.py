@@ -253,7 +253,9 @@ async def test_b48_over_http(kind: str, client: aiohttp.ClientSession) -> None:
     d = await EventDispatcher.new(bus="memory://")
     manager = background.BackgroundTaskManager(d)
     serving = (
-        on_uvicorn(background.asgi_app(d)) if kind == "asgi" else served(background.aiohttp_handler(d))
+        on_uvicorn(background.asgi_app(d))
+        if kind == "asgi"
+        else served(background.aiohttp_handler(d))
     )
     async with serving as url:
         for query, status in (("taskId=x", 400), (f"taskId={uuid.uuid4()}", 404)):

@@ -6,8 +6,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import pytest
-from conformance.conftest import MakeBus, backend, make_bus
 
+from conformance.conftest import MakeBus, backend, make_bus
 from eventbus.dispatcher import EventDispatcher
 
 __all__ = ["backend", "make_bus", "make_dispatcher"]
@@ -19,7 +19,7 @@ MakeDispatcher = Callable[..., Awaitable[EventDispatcher]]
 async def make_dispatcher(
     make_bus: MakeBus, unique: Callable[[str], str]
 ) -> AsyncIterator[MakeDispatcher]:
-    """Return a function that makes a started dispatcher on a bus of its own; all share a backend."""
+    """Return a function that makes a started dispatcher; all of one test share a backend."""
     made: list[EventDispatcher] = []
     prefix = unique("events").replace(":", "-")
 

@@ -328,17 +328,18 @@ async def test_a_gap_is_told(make_dispatcher: MakeDispatcher) -> None:
 
 
 async def test_a_prefix_is_no_pattern() -> None:
-    async with connect("memory://") as bus:
-        async with EventDispatcher(bus, prefix="a*[x]") as odd, EventDispatcher(
-            bus, prefix="abx"
-        ) as other:
-            seen, elsewhere = Seen(), Seen()
-            await odd.subscribe("e", seen)
-            await other.subscribe("e", elsewhere)
-            await other.produce_event("e")
-            await odd.produce_event("e")
-            await seen.count(1)
-            await elsewhere.count(1)
+    async with (
+        connect("memory://") as bus,
+        EventDispatcher(bus, prefix="a*[x]") as odd,
+        EventDispatcher(bus, prefix="abx") as other,
+    ):
+        seen, elsewhere = Seen(), Seen()
+        await odd.subscribe("e", seen)
+        await other.subscribe("e", elsewhere)
+        await other.produce_event("e")
+        await odd.produce_event("e")
+        await seen.count(1)
+        await elsewhere.count(1)
 
 
 async def test_what_cannot_be_encoded_is_refused_where_it_is_produced() -> None:

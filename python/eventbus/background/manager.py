@@ -7,7 +7,7 @@ import logging
 import time
 import uuid
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self
@@ -45,7 +45,7 @@ class _Watcher:
     """What one reader of a task has not seen yet."""
 
     def __init__(self) -> None:
-        self.states: deque[TaskState | None] = deque(maxlen=_WATCHED)
+        self.states: deque[TaskState] = deque(maxlen=_WATCHED)
         self.doubtful = False
         self.ended = False
         self._wake = asyncio.Event()
@@ -206,6 +206,7 @@ class BackgroundTaskManager:
     async def _run(self, func: BackgroundTask, state: TaskState, task_id: uuid.UUID) -> None:
         latest = state
         lock = asyncio.Lock()
+        own = asyncio.current_task()
 
         async def report(current: Number, total: Number, message: str | None) -> None:
             nonlocal latest
@@ -218,12 +219,11 @@ class BackgroundTaskManager:
                     latest = await self._write(changed)
                 except VersionConflict:
                     # Somebody took this manager for dead: the task is failed, and must not go on.
+                    assert own is not None
                     own.cancel("the task was marked failed by another manager")
                     await asyncio.sleep(0)
                     raise
 
-        own = asyncio.current_task()
-        assert own is not None
         reporter = ProgressReporter(report, task_id)
         status: TaskStatus = "done"
         try:
@@ -289,7 +289,7 @@ class BackgroundTaskManager:
         found = await self._bus.read(self._key(text))
         return None if found is None else TaskState.from_dict(found.value, found.version)
 
-    async def watch(self, task_id: uuid.UUID | str) -> AsyncIterator[TaskState]:
+    async def watch(self, task_id: uuid.UUID | str) -> AsyncGenerator[TaskState]:
         """Iterate over the states of a task of any manager: the present one, then each change.
 
         Ends after the final state; without one when this manager is shut down. A reader that is
@@ -309,32 +309,33 @@ class BackgroundTaskManager:
             version = 0
             watcher.doubt()
             while True:
-                if watcher.doubtful:
-                    watcher.doubtful = False
-                    state = await self.read(text)
-                    if state is None:
-                        raise NotFoundError(f"no background task {text}")
+                for state in await self._news(watcher, text):
                     if state.version > version:
                         version = state.version
                         yield state
                         if state.is_final:
                             return
-                while watcher.states:
-                    told = watcher.states.popleft()
-                    if told is not None and told.version > version:
-                        version = told.version
-                        yield told
-                        if told.is_final:
-                            return
                 if watcher.ended:
                     return
-                if not watcher.doubtful:
-                    await watcher.wait()
+                await watcher.wait()
         finally:
             watchers = self._watchers[text]
             watchers.discard(watcher)
             if not watchers:
                 del self._watchers[text]
+
+    async def _news(self, watcher: _Watcher, task_id: str) -> list[TaskState]:
+        """Return what a reader has not seen, from the record when announcements may be missing."""
+        news: list[TaskState] = []
+        if watcher.doubtful:
+            watcher.doubtful = False
+            state = await self.read(task_id)
+            if state is None:
+                raise NotFoundError(f"no background task {task_id}")
+            news.append(state)
+        while watcher.states:
+            news.append(watcher.states.popleft())
+        return news
 
     async def _serve(self, stream: Stream) -> None:
         """Hand announcements to whoever watches the task."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Any, Self
 
 from eventbus.background.manager import BackgroundTaskManager
@@ -15,7 +15,7 @@ __all__ = ["ServerSentEvent", "close_event", "sse_events", "task_event"]
 _RETRY_MS = 5
 
 
-class ServerSentEvent(tuple[str, str, int | None]):
+class ServerSentEvent(tuple[str, str, int | None]):  # noqa: SLOT001 - a tuple has none
     """One event of a stream: ``(event, data, retry)``.
 
     Attributes:
@@ -28,7 +28,11 @@ class ServerSentEvent(tuple[str, str, int | None]):
     id: str | None
 
     def __new__(
-        cls, event: str, data: str, retry: int | None = _RETRY_MS, id: str | None = None  # noqa: A002
+        cls,
+        event: str,
+        data: str,
+        retry: int | None = _RETRY_MS,
+        id: str | None = None,  # noqa: A002
     ) -> Self:
         """Make one."""
         made = super().__new__(cls, (event, data, retry))
@@ -84,7 +88,7 @@ async def sse_events(
     *,
     last_event_id: str | None = None,
     family: str = "task",
-) -> AsyncIterator[ServerSentEvent]:
+) -> AsyncGenerator[ServerSentEvent]:
     """Iterate over a task's events: the present state, each change, the end, ``server_close``.
 
     Events are ``<family>_updated`` with ``{"task_id", "message", "current_progress",
@@ -112,4 +116,4 @@ async def sse_events(
             if state.version > seen:
                 yield task_event(family, state)
     finally:
-        await states.aclose()  # type: ignore[attr-defined]  # it is a generator
+        await states.aclose()

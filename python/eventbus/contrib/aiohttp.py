@@ -81,7 +81,7 @@ def handler_of(source: Source, *, keep_alive: float = KEEP_ALIVE) -> Handler:
             if pumping is not None and not pumping.done():
                 pumping.cancel()
                 await asyncio.wait([pumping])
-            await body.aclose()  # type: ignore[attr-defined]  # it is a generator
+            await body.aclose()
         return response
 
     return handler

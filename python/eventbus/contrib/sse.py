@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, MutableMapping
 from contextlib import suppress
 from typing import Any
 from urllib.parse import parse_qs
@@ -60,7 +60,7 @@ def task_id_of(query: str) -> uuid.UUID | None:
 
 async def frames(
     events: AsyncIterator[ServerSentEvent], keep_alive: float = KEEP_ALIVE
-) -> AsyncIterator[bytes]:
+) -> AsyncGenerator[bytes]:
     """Iterate over the bytes of a stream, with comments where it is silent.
 
     Closing the iterator closes the events.
@@ -71,7 +71,7 @@ async def frames(
         yield b": connected\n\n"
         while True:
             if coming is None:
-                coming = asyncio.ensure_future(anext(events))  # type: ignore[arg-type]
+                coming = asyncio.ensure_future(anext(events))
             done, _ = await asyncio.wait([coming], timeout=keep_alive)
             if not done:
                 yield b": keep-alive\n\n"
@@ -140,7 +140,9 @@ async def _lifespan(receive: Receive, send: Send) -> None:
             return
 
 
-async def _answer(send: Send, status: int, text: str, headers: dict[str, str] | None = None) -> None:
+async def _answer(
+    send: Send, status: int, text: str, headers: dict[str, str] | None = None
+) -> None:
     given = {"Content-Type": "text/plain; charset=utf-8", **(headers or {})}
     await _begin(send, status, given)
     await send({"type": "http.response.body", "body": text.encode()})
@@ -151,7 +153,7 @@ async def _begin(send: Send, status: int, headers: dict[str, str]) -> None:
     await send({"type": "http.response.start", "status": status, "headers": raw})
 
 
-async def _stream(body: AsyncIterator[bytes], receive: Receive, send: Send) -> None:
+async def _stream(body: AsyncGenerator[bytes], receive: Receive, send: Send) -> None:
     """Send until the events or the client end."""
 
     async def pump() -> None:
@@ -171,7 +173,7 @@ async def _stream(body: AsyncIterator[bytes], receive: Receive, send: Send) -> N
         for task in (pumping, leaving):
             task.cancel()
         await asyncio.wait([pumping, leaving])
-        await body.aclose()  # type: ignore[attr-defined]  # it is a generator
+        await body.aclose()
     for task in (pumping, leaving):
         with suppress(asyncio.CancelledError, OSError):
             task.result()

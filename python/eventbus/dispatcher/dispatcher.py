@@ -11,7 +11,7 @@ from eventbus.config import RetryPolicy, Seconds, seconds
 from eventbus.dispatcher.coalescing import CoalescingOptions, check_coalescing
 from eventbus.dispatcher.engine import Engine, EngineOptions, ExceptionHandler, Observer
 from eventbus.dispatcher.events import AbstractEvent
-from eventbus.dispatcher.handlers import ArgsMatcher, EventHandler, HandlerTable
+from eventbus.dispatcher.handlers import ArgsMatcher, EventHandler, HandlerTable, new_name
 from eventbus.dispatcher.producer import message_of, transport_of
 from eventbus.dispatcher.transport import Message, Target, Transport
 from eventbus.errors import BusClosedError, InvalidArgumentError, NotConnectedError
@@ -77,7 +77,8 @@ class EventDispatcher:
         Raises:
             InvalidArgumentError: ``concurrency`` is not at least 1.
         """
-        if isinstance(concurrency, bool) or not isinstance(concurrency, int) or concurrency < 1:
+        most: object = concurrency
+        if isinstance(most, bool) or not isinstance(most, int) or most < 1:
             raise InvalidArgumentError(f"concurrency={concurrency!r} must be an int of at least 1")
         self.source = source
         transport = transport_of(
@@ -221,14 +222,13 @@ class EventDispatcher:
             typed = event
         elif not isinstance(event, str):
             raise TypeError(f"event must be a name or a class of AbstractEvent, not {event!r}")
-        given = {} if name is None else {"name": name}
         handler = EventHandler(
             callback,
             context,
             typed,
-            args_matcher=args_matcher,
-            coalescing_opts=check_coalescing(coalescing),
-            **given,
+            new_name() if name is None else name,
+            args_matcher,
+            check_coalescing(coalescing),
         )
         table[event if isinstance(event, str) else event.name].add(handler)
         return handler

@@ -329,9 +329,7 @@ class Engine(Generic[H]):
     ) -> None:
         """Start the handlers of an event in order; what is registered meanwhile comes next time."""
         if self.options.log_events:
-            log.debug(
-                "dispatch %s event=%s source=%s", side.kind, message.name, message.source
-            )
+            log.debug("dispatch %s event=%s source=%s", side.kind, message.name, message.source)
         chosen = list(handlers)
         if incoming is None and message.number is not None:
             # Produced here before the handler was registered: not for it.
@@ -363,9 +361,9 @@ class Engine(Generic[H]):
     ) -> None:
         """Run a handler for the last event of a burst."""
         try:
-            wanted = handler.accepts(flight.message) and await handler.coalescing_state.rate_control(
-                handler.coalescing_opts
-            )
+            wanted = handler.accepts(
+                flight.message
+            ) and await handler.coalescing_state.rate_control(handler.coalescing_opts)
             if wanted:
                 await side.slots.acquire()
         except asyncio.CancelledError:

@@ -11,12 +11,17 @@ from eventbus.dispatcher.coalescing import CoalescingOptions, CoalescingState
 from eventbus.dispatcher.events import AbstractEvent
 from eventbus.dispatcher.transport import Message, next_number
 
-__all__ = ["ArgsMatcher", "EventHandler", "Handler", "HandlerSet", "HandlerTable"]
+__all__ = ["ArgsMatcher", "EventHandler", "Handler", "HandlerSet", "HandlerTable", "new_name"]
 
 ArgsMatcher = Callable[[tuple[Any, ...]], object]
 """Called with the arguments of an event; the handler runs when the result is true."""
 
 _serial = itertools.count(1)
+
+
+def new_name() -> str:
+    """Return a name for a handler that was given none."""
+    return f"handler-{next(_serial)}"
 
 
 class Handler(Protocol):
@@ -67,7 +72,7 @@ class EventHandler:
     callback: Callable[..., object]
     context: object = None
     event_cls: type[AbstractEvent] | None = None
-    name: str = field(default_factory=lambda: f"handler-{next(_serial)}")
+    name: str = field(default_factory=new_name)
     args_matcher: ArgsMatcher | None = None
     coalescing_opts: CoalescingOptions | None = None
     coalescing_state: CoalescingState = field(default_factory=CoalescingState)

@@ -7,15 +7,21 @@ import itertools
 import logging
 import uuid
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias, cast
 
 from eventbus.bus import Bus
 from eventbus.config import RetryPolicy
 from eventbus.consumer import Deliveries
 from eventbus.delivery import Delivery
-from eventbus.errors import BusClosedError, DecodeError, EventBusError, InvalidArgumentError, LeaseLost
+from eventbus.errors import (
+    BusClosedError,
+    DecodeError,
+    EventBusError,
+    InvalidArgumentError,
+    LeaseLost,
+)
 from eventbus.stream import Stream
 from eventbus.types import Event, Gap
 
@@ -180,13 +186,11 @@ class NamedCoding:
         """Return the message of an event."""
         payload: Any = event.payload
         if isinstance(payload, dict):
-            found: Any = payload.get("args")
-            source: Any = payload.get("source")
-            if payload.get("name") == name and isinstance(source, str):
-                if isinstance(found, tuple):
-                    return Message(name, source, found)
-                if isinstance(found, list):
-                    return Message(name, source, tuple(found))
+            fields: Mapping[Any, Any] = cast("Any", payload)
+            args, source = fields.get("args"), fields.get("source")
+            listed = fields.get("name") == name and isinstance(args, tuple | list)
+            if listed and isinstance(source, str):
+                return Message(name, source, tuple(cast("Sequence[Any]", args)))
         raise DecodeError(f"payload of event {name!r} is no map of name, source and args")
 
 

@@ -85,9 +85,7 @@ async def world(
     where: Where = request.param
     server: Any = request.getfixturevalue("redis") if where.wire else None
     name = unique("bus").replace(":", "-").replace("[", "").replace("]", "")
-    found = World(
-        where.url.format(unique=name, redis=server.url if server else ""), where.wire
-    )
+    found = World(where.url.format(unique=name, redis=server.url if server else ""), where.wire)
     yield found
     for one in reversed(found.made):
         await one.close()

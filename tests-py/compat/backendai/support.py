@@ -14,7 +14,6 @@ from typing import Any
 from eventbus.errors import ConnectError, OperationError
 from eventbus.testing import eventually
 
-
 Call = tuple[Any, ...]
 
 
@@ -57,16 +56,19 @@ class RedisServer:
     def start(self) -> None:
         with (self.folder / "redis.log").open("ab") as log:
             self._process = subprocess.Popen(
-                ["redis-server", "--port", str(self.port), "--bind", "127.0.0.1"]
-                + ["--dir", str(self.folder), "--appendonly", "yes", "--save", ""],
+                [
+                    *("redis-server", "--port", str(self.port), "--bind", "127.0.0.1"),
+                    *("--dir", str(self.folder), "--appendonly", "yes", "--save", ""),
+                ],
                 stdout=log,
                 stderr=log,
             )
         deadline = time.monotonic() + 10
         while time.monotonic() < deadline:
-            with contextlib.suppress(OSError), socket.create_connection(
-                ("127.0.0.1", self.port), 1
-            ) as probe:
+            with (
+                contextlib.suppress(OSError),
+                socket.create_connection(("127.0.0.1", self.port), 1) as probe,
+            ):
                 probe.sendall(b"PING\r\n")
                 if probe.recv(7) == b"+PONG\r\n":
                     return

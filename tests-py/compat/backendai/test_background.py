@@ -159,7 +159,12 @@ async def test_b46_the_hash(setup: Setup) -> None:
     task_id = await setup.manager.start(work)
     state = await setup.state(task_id)
     assert set(state) == {"status", "current", "total", "msg", "started_at", "last_update"}
-    assert [state[key] for key in ("status", "current", "total", "msg")] == ["started", "0", "0", ""]
+    assert [state[key] for key in ("status", "current", "total", "msg")] == [
+        "started",
+        "0",
+        "0",
+        "",
+    ]
     assert before <= float(state["started_at"]) <= time.time()
     go.set()
     await eventually(lambda: len(setup.told) == 2)
@@ -299,7 +304,7 @@ async def test_b48_leaving_frees_everything_at_once(setup: Setup) -> None:
     async def work(reporter: ProgressReporter) -> None:
         await asyncio.sleep(60)
 
-    names = [name for name in setup.watcher.subscribers]
+    names = list(setup.watcher.subscribers)
     before = {name: len(setup.watcher.subscribers[name]) for name in names}
     task_id = await setup.manager.start(work)
     collecting = asyncio.create_task(collect(sse_events(setup.watcher, task_id)))
@@ -384,5 +389,3 @@ async def test_tasks_of_a_dead_manager_are_marked_failed(
     await dead.shutdown()
     assert (await setup.state(task_id))["status"] == "failed"
     await other.shutdown()
-
-

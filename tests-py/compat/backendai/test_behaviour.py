@@ -45,9 +45,7 @@ async def test_b13_callback_arguments_and_context_by_identity(world: World) -> N
 async def test_b13_era_b_gets_context_source_and_event(world: World) -> None:
     d, p, seen = await world.b(), await world.producer(), Seen()
     d.subscribe(SessionEnqueuedEvent, "ctx", seen)
-    await p.produce_event(
-        SessionEnqueuedEvent(SID, "c-1"), source="i-b"
-    )
+    await p.produce_event(SessionEnqueuedEvent(SID, "c-1"), source="i-b")
     await seen.count(1)
     assert seen == [("ctx", "i-b", SessionEnqueuedEvent(SID, "c-1", ""))]
 
@@ -69,7 +67,7 @@ async def test_b14_every_kind_of_callable(world: World) -> None:
     kinds: list[Any] = [
         seen.later,
         plain,
-        lambda *args: seen(*args),
+        lambda *args: seen(*args),  # noqa: PLW0108 - a lambda is one of the kinds
         one.method,
         one.amethod,
         functools.partial(seen.later),

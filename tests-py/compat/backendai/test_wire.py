@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import msgpack
@@ -19,6 +20,7 @@ from eventbus.testing import eventually
 from .conftest import World
 from .support import RedisPy, RedisServer, Seen
 
+TESTS = str(Path(__file__).resolve().parent.parent)
 ID = "11111111-1111-1111-1111-111111111111"
 TASK = "22222222-2222-2222-2222-222222222222"
 SAMPLES = [
@@ -90,7 +92,9 @@ def packed(**fields: Any) -> bytes:
 async def test_b33_every_event_goes_to_both_keys_as_the_same_bytes(
     wire: World, redis: RedisServer
 ) -> None:
-    listener = RedisPy({"endpoints": [{"host": "127.0.0.1", "port": redis.port}], "db": 4, "net": {}})
+    listener = RedisPy(
+        {"endpoints": [{"host": "127.0.0.1", "port": redis.port}], "db": 4, "net": {}}
+    )
     published = await listener.subscribe("events.pubsub", 10)
     d, p = await wire.a(), await wire.producer()
     await d.produce_event("do_schedule")
@@ -227,12 +231,9 @@ asyncio.run(main())
 
 
 async def test_b55_events_in_flight_survive_kill_9(wire: World, redis: RedisServer) -> None:
-    from pathlib import Path
-
     d = await wire.a(lease=1.0)
-    tests = str(Path(__file__).resolve().parent.parent)
     worker = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", WORKER, redis.url, tests, stdout=subprocess.PIPE
+        sys.executable, "-c", WORKER, redis.url, TESTS, stdout=subprocess.PIPE
     )
     assert worker.stdout is not None
     for number in range(100):

@@ -9,7 +9,8 @@ import time
 import uuid
 import weakref
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from functools import partial
 from typing import Any, Literal, Protocol
 
 from eventbus.background import Liveness, ServerSentEvent
@@ -84,9 +85,7 @@ class _Journal:
     async def update(
         self, task_id: uuid.UUID, current: Number, total: Number, message: str | None, now: float
     ) -> None:
-        await self.write(
-            task_id, current=current, total=total, msg=message or "", last_update=now
-        )
+        await self.write(task_id, current=current, total=total, msg=message or "", last_update=now)
         if isinstance(self.announcer, era_b.EventProducer):
             event = era_b.BgtaskUpdatedEvent(task_id, current, total, message)
             await self.announcer.produce_event(event)
@@ -314,7 +313,7 @@ class _Hub:
         if isinstance(d, era_a.EventDispatcher):
             for name in ("task_updated", "task_done", "task_failed", "task_cancelled"):
                 old = d.subscribe(name, None, self._on_a)
-                self._undo.append(lambda name=name, old=old: d.unsubscribe(name, old))
+                self._undo.append(partial(d.unsubscribe, name, old))
             return
         for event_cls in (
             era_b.BgtaskUpdatedEvent,
@@ -323,7 +322,7 @@ class _Hub:
             era_b.BgtaskCancelledEvent,
         ):
             new = d.subscribe(event_cls, None, self._on_b)
-            self._undo.append(lambda new=new: d.unsubscribe(new))
+            self._undo.append(partial(d.unsubscribe, new))
 
     def _on_a(self, context: object, agent_id: str, name: str, args: dict[str, Any]) -> None:
         del context, agent_id
@@ -387,9 +386,7 @@ def _number(text: str) -> Number:
         return float(text)
 
 
-async def open_stream(
-    x: Watched, task_id: uuid.UUID | str, *, numeric: bool = False
-) -> AsyncIterator[ServerSentEvent]:
+async def open_stream(x: Watched, task_id: uuid.UUID | str, *, numeric: bool = False) -> _Stream:
     """Return the events of a task, once it is known that there is such a task.
 
     Raises:
@@ -465,13 +462,14 @@ class _Stream:
         return self._last.pop(0)
 
     async def aclose(self) -> None:
+        """End it. Idempotent."""
         self._last = []
         self._leave()
 
 
 async def sse_events(
     x: Watched, task_id: uuid.UUID | str, *, numeric: bool = False
-) -> AsyncIterator[ServerSentEvent]:
+) -> AsyncGenerator[ServerSentEvent]:
     """Iterate over a task's events ``(event, data, retry)``, ending with ``server_close``.
 
     Live: ``task_updated`` per update, then ``task_done``, ``task_failed`` or ``task_cancelled``.
@@ -491,7 +489,7 @@ async def sse_events(
         async for event in stream:
             yield event
     finally:
-        await stream.aclose()  # type: ignore[attr-defined]  # a stream of ours
+        await stream.aclose()
 
 
 def asgi_app(x: Watched, *, numeric: bool = False) -> Any:

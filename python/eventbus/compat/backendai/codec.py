@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, cast
 
 from eventbus import codec
 from eventbus.dispatcher import Message
@@ -28,7 +29,7 @@ def _plain(value: Any) -> Any:
         TypeError: The wire has no form for it.
         OverflowError: An integer beyond 64 bits.
     """
-    kind = type(value)
+    kind = cast("type[object]", type(value))
     if kind in _SCALARS:
         return value
     if kind is int:
@@ -36,14 +37,17 @@ def _plain(value: Any) -> Any:
             raise OverflowError(f"integer {value} is beyond 64 bits")
         return value
     if isinstance(value, list | tuple):
-        return [_plain(one) for one in value]
+        return [_plain(one) for one in cast("Sequence[Any]", value)]
     if isinstance(value, dict):
-        return {_plain(key): _plain(one) for key, one in value.items()}
+        return {_plain(key): _plain(one) for key, one in cast("Mapping[Any, Any]", value).items()}
     if isinstance(value, bytearray | memoryview):
+        return bytes(cast("bytearray", value))
+    if isinstance(value, str):
+        return str.__str__(value)
+    if isinstance(value, bytes):
         return bytes(value)
-    for base in (str, bytes, float):
-        if isinstance(value, base):
-            return base(value) if base is not str else str.__str__(value)
+    if isinstance(value, float):
+        return float(value)
     if isinstance(value, int):
         return _plain(int(value))
     raise TypeError(f"cannot encode {kind.__name__}: {value!r}")
@@ -51,7 +55,7 @@ def _plain(value: Any) -> Any:
 
 def _tuples(value: Any) -> Any:
     """Return the value with tuples for lists, at every depth."""
-    kind = type(value)
+    kind = cast("type[object]", type(value))
     if kind is list:
         return tuple([_tuples(one) for one in value])
     if kind is dict:
@@ -133,13 +137,14 @@ def decode_message(data: bytes) -> Message:
     Raises:
         DecodeError: It is no map, or lacks a key, or holds another type there.
     """
-    fields = _unpacked(data)
-    if not isinstance(fields, dict):
-        raise DecodeError(f"message is no map but {type(fields).__name__}")
+    found = _unpacked(data)
+    if not isinstance(found, dict):
+        raise DecodeError(f"message is no map but {type(found).__name__}")
+    fields: Mapping[Any, Any] = cast("Any", found)
     old = "event_name" in fields
-    name = fields.get("event_name" if old else "name")
-    source = fields.get("agent_id" if old else "source")
-    args = fields.get("args")
+    name: Any = fields.get("event_name" if old else "name")
+    source: Any = fields.get("agent_id" if old else "source")
+    args: Any = fields.get("args")
     for key, value, kind in (("name", name, str), ("source", source, str), ("args", args, list)):
         if not isinstance(value, kind):
             what = "missing" if value is None else type(value).__name__
@@ -159,4 +164,3 @@ class ArgsCoding:
         if event.source is None:
             raise DecodeError(f"event {name!r} has no source")
         return Message(name, event.source, decode_args(event.payload))
-

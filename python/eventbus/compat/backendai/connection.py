@@ -101,17 +101,15 @@ def open_connection(address: Address, era: Era, options: Options) -> Connection:
     Raises:
         ConfigError: The URL cannot be used.
     """
-    if isinstance(address, str) and urlsplit(address).scheme in _REDIS:
-        if options.wire == "backendai":
-            address = _config_of(address)
+    original = options.wire == "backendai"
+    if original and isinstance(address, str) and urlsplit(address).scheme in _REDIS:
+        address = _config_of(address)
     if isinstance(address, dict):
         transport = ListTransport(
             address, era=era, at_least_once=options.at_least_once, lease=options.lease
         )
         client = transport.redis
-        return Connection(
-            transport, WireRedis(client), lambda lease: WireLiveness(client, lease)
-        )
+        return Connection(transport, WireRedis(client), lambda lease: WireLiveness(client, lease))
     bus = connect(address) if isinstance(address, str) else address
     native = BusTransport(
         bus,
@@ -144,7 +142,7 @@ def _config_of(url: str) -> dict[str, Any]:
         raise ConfigError(f"redis database {path!r} in the URL must be a number")
     user = unquote(parts.username) if parts.username else None
     password = unquote(parts.password) if parts.password else None
-    tls = {} if parts.scheme == "rediss" else None
+    tls: dict[str, Any] | None = {} if parts.scheme == "rediss" else None
     return _config(endpoint, int(path) if path else _DB, user, password, tls)
 
 
@@ -155,14 +153,12 @@ def _config(
     password: str | None = None,
     tls: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    net: dict[str, Any] = {}
-    for key, value in (("username", username), ("password", password), ("tls", tls)):
-        if value is not None:
-            net[key] = value
+    given = {"username": username, "password": password, "tls": tls}
+    net = {key: value for key, value in given.items() if value is not None}
     return {"endpoints": [endpoint], "db": db, "net": net}
 
 
-# Configuration of era A (B4)
+# The configuration of era A: rule B4
 
 
 def address_of(config: tuple[Any, ...]) -> tuple[Address, bool]:
@@ -191,7 +187,7 @@ def sockaddr_of(redis: Any) -> dict[str, Any]:
     return _config({"host": str(host), "port": int(port)}, password=redis["password"] or None)
 
 
-# Connectors of era B (B10)
+# The connectors of era B: rule B10
 
 
 def connected_to(found: Any) -> Address:
@@ -248,7 +244,7 @@ def _of_aioredis(found: Any, where: Any) -> dict[str, Any]:
     return _config(endpoint, int(found.db), None, password or None, {} if context else None)
 
 
-# Patience (B27, B43)
+# Patience: rules B27 and B43
 
 
 async def with_retries(step: Callable[[], Awaitable[_T]], what: str) -> _T:

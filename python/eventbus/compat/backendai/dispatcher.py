@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
@@ -35,13 +35,16 @@ class EventHandler(Generic[T]):
     """
 
     context: T
-    callback: EventCallback
+    callback: Callable[..., object]
 
-    coalescing_opts: ClassVar[CoalescingOptions | None] = None
+    @property
+    def coalescing_opts(self) -> CoalescingOptions | None:
+        """None: era A knows no coalescing."""
+        return None
 
     @property
     def coalescing_state(self) -> CoalescingState:
-        """No burst: era A knows no coalescing."""
+        """No burst."""
         return CoalescingState()
 
     def accepts(self, message: Message) -> bool:
@@ -94,7 +97,9 @@ class EventDispatcher(BaseDispatcher[EventHandler[Any]]):
         redis = self.connection.redis
         self.redis_producer = self.redis_consumer = self.redis_subscriber = redis
 
-    def consume(self, event_name: str, context: Any, callback: EventCallback) -> EventHandler[Any]:
+    def consume(
+        self, event_name: str, context: Any, callback: Callable[..., object]
+    ) -> EventHandler[Any]:
         """Handle events that one dispatcher must handle.
 
         Args:
@@ -114,7 +119,7 @@ class EventDispatcher(BaseDispatcher[EventHandler[Any]]):
         self.consumers[event_name].discard(handler)
 
     def subscribe(
-        self, event_name: str, context: Any, callback: EventCallback
+        self, event_name: str, context: Any, callback: Callable[..., object]
     ) -> EventHandler[Any]:
         """See events that every dispatcher sees, from now on; arguments as for ``consume``."""
         handler = EventHandler(context, callback)

@@ -362,8 +362,9 @@ class SessionResultEventArgs:
     @classmethod
     def deserialize(cls, value: _Value) -> Self:
         """Make the event; era A has the exit code in second place."""
-        if len(value) > 1 and isinstance(value[1], int):
-            return cls(_id(value[0]), *(value[2:3] or ("",)), value[1])
+        second: Any = [*value[1:2], None][0]
+        if isinstance(second, int):
+            return cls(_id(value[0]), value[2] if len(value) > 2 else "", second)
         return cls(_id(value[0]), *value[1:3])
 
 
@@ -514,4 +515,3 @@ class BgtaskFailedEvent(BgtaskDoneEventArgs, AbstractEvent):
     """A background task failed."""
 
     name = "bgtask_failed"
-

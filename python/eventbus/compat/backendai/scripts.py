@@ -1,6 +1,16 @@
 """The Lua scripts of the list wire; each is one atomic step."""
 
-__all__ = ["ACK", "BEAT", "BURY", "FORWARD", "LEAVE", "PRODUCE", "PRODUCE_ONCE", "PUSH_BACK", "TAKE"]
+__all__ = [
+    "ACK",
+    "BEAT",
+    "BURY",
+    "FORWARD",
+    "LEAVE",
+    "PRODUCE",
+    "PRODUCE_ONCE",
+    "PUSH_BACK",
+    "TAKE",
+]
 
 # KEYS: list, channel. ARGV: message.
 PRODUCE = """
