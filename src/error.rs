@@ -35,6 +35,17 @@ pub enum Error {
         /// What the network or the server said.
         reason: String,
     },
+    /// The server was reached and would not do it; nothing was changed. Worth retrying once what it
+    /// complains of is mended.
+    #[error("{endpoint} refused: {reason}; {remedy}")]
+    Refused {
+        /// Host and port, never credentials.
+        endpoint: String,
+        /// What the server said.
+        reason: String,
+        /// What to do about it.
+        remedy: &'static str,
+    },
     /// No answer in time; the outcome may be unknown.
     #[error("{operation} got no answer within {after:?}")]
     Timeout {
@@ -171,7 +182,13 @@ impl Error {
     /// Whether trying the same call again can succeed.
     #[must_use]
     pub fn is_retryable(&self) -> bool {
-        matches!(self, Self::Connect { .. } | Self::Timeout { .. } | Self::QueueFull { .. })
+        matches!(
+            self,
+            Self::Connect { .. }
+                | Self::Refused { .. }
+                | Self::Timeout { .. }
+                | Self::QueueFull { .. }
+        )
     }
 
     /// Whether the operation may have taken effect although it failed.

@@ -495,7 +495,7 @@ async def _result(value: Any) -> None:
 
 
 def test_no_message_shows_a_password() -> None:
-    for url in ("redis://me:S3CR3T-xyz@host/0", "memory://me:S3CR3T-xyz@host?nonsense=1"):
+    for url in ("amqp://me:S3CR3T-xyz@host/0", "memory://me:S3CR3T-xyz@host?nonsense=1"):
         with pytest.raises(ConfigError) as caught:
             connect(url)
         assert "S3CR3T-xyz" not in str(caught.value) + repr(caught.value)

@@ -2,6 +2,7 @@
 
 import atexit
 import os
+from typing import TYPE_CHECKING
 
 from eventbus import _eventbus
 from eventbus._eventbus import __version__
@@ -53,6 +54,10 @@ from eventbus.stream import Stream
 from eventbus.subscription import Subscription
 from eventbus.types import DeadLetter, Event, EventType, Gap, MessageInfo, Record
 
+if TYPE_CHECKING:
+    from eventbus.postgres import PostgresEventBus, PostgresEventBusConfig
+    from eventbus.redis import RedisEventBus, RedisEventBusConfig
+
 __all__ = [
     "Bus",
     "BusClosedError",
@@ -86,8 +91,12 @@ __all__ = [
     "OperationError",
     "OperationTimeout",
     "PayloadTooLarge",
+    "PostgresEventBus",
+    "PostgresEventBusConfig",
     "QueueFull",
     "Record",
+    "RedisEventBus",
+    "RedisEventBusConfig",
     "Registration",
     "Registry",
     "Reject",
@@ -107,3 +116,25 @@ __all__ = [
     "event_bus_backends",
     "event_handler",
 ]
+
+# Not imported with the package: a process pays only for the server that it uses.
+_WHEN_ASKED = {
+    "PostgresEventBus": "eventbus.postgres",
+    "PostgresEventBusConfig": "eventbus.postgres",
+    "RedisEventBus": "eventbus.redis",
+    "RedisEventBusConfig": "eventbus.redis",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _WHEN_ASKED:
+        raise AttributeError(f"module 'eventbus' has no attribute {name!r}")
+    from importlib import import_module
+
+    found = getattr(import_module(_WHEN_ASKED[name]), name)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_WHEN_ASKED})

@@ -217,12 +217,12 @@ class Invoke(Coroutine[Any, Any, None]):
     ) -> _Waiter: ...
     def close(self) -> None: ...
 
-# A delivery, what went wrong or is to be awaited, and whether it is about acknowledging.
-_Decide = tuple[CoreDelivery, Any, bool]
+# A delivery and what its handler raised.
+_Failed = tuple[CoreDelivery, BaseException]
 
 @final
-class Runner(Coroutine[Any, Any, _Decide | None]):
-    """Handles deliveries whenever it is awaited, until one needs a decision or none is left."""
+class Runner(Coroutine[Any, Any, _Failed | None]):
+    """Handles deliveries whenever it is awaited, until a handler raises or none is left."""
 
     def __new__(
         cls,
@@ -239,8 +239,8 @@ class Runner(Coroutine[Any, Any, _Decide | None]):
     def token(self) -> int | None:
         """The token of the delivery whose handler is suspended."""
 
-    def __await__(self) -> Generator[Any, Any, _Decide | None]: ...
-    def __iter__(self) -> Generator[Any, Any, _Decide | None]: ...
+    def __await__(self) -> Generator[Any, Any, _Failed | None]: ...
+    def __iter__(self) -> Generator[Any, Any, _Failed | None]: ...
     def __next__(self) -> _Waiter: ...
     def send(self, _value: None) -> _Waiter: ...
     def throw(
@@ -326,6 +326,7 @@ class CoreBus:
 
     def _open(
         self,
+        kind: str,
         name: str | None,
         config: dict[str, Any],
         *,
@@ -336,6 +337,9 @@ class CoreBus:
         max_elements: int,
         manual_clock: int | None = None,
     ) -> None: ...
+    def _connect(self) -> Pending[None]: ...
+    def _disconnect(self) -> Pending[None]: ...
+    def _health(self) -> dict[str, Any]: ...
     def _set_live(self, live: bool) -> None: ...
     def _check_origin(self) -> None: ...
     def _capabilities(self) -> dict[str, Any]: ...
@@ -353,6 +357,14 @@ class CoreBus:
     def _subscribe_queued(
         self, text: str, is_pattern: bool, buffer: int, overflow: str
     ) -> CoreSubscription: ...
+    def _listen(
+        self,
+        text: str,
+        is_pattern: bool,
+        buffer: int,
+        overflow: str,
+        malformed: Callable[[str, str], object],
+    ) -> Pending[CoreSubscription]: ...
     def _unsubscribe(self, id: int) -> bool: ...
     def _consume(
         self, bindings: list[tuple[str, bool]], options: ConsumeOptions

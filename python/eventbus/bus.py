@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import time
 import weakref
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
@@ -30,6 +31,7 @@ from eventbus.errors import (
     EventBusError,
     InvalidArgumentError,
     NotConnectedError,
+    UnsupportedError,
 )
 from eventbus.outbox import Outbox
 from eventbus.stream import Stream
@@ -37,7 +39,7 @@ from eventbus.subscription import GapHandler, Handler, QueuedReceiver, Subscript
 from eventbus.types import BusState, DeadLetter, Event, MessageInfo, PublishOptions, Record, new_id
 
 if TYPE_CHECKING:
-    from eventbus._eventbus import CoreConsumer
+    from eventbus._eventbus import CoreConsumer, CoreSubscription
     from eventbus.factory import MemoryEventBusConfig
     from eventbus.figures import BusFigures, Health
 
@@ -47,11 +49,13 @@ log = logging.getLogger("eventbus.bus")
 
 # The codec recurses: deeper nesting could exhaust the stack of a small thread.
 _MOST_DEPTH = 512
+# Seconds between two warnings of the same kind.
+_MALFORMED_EVERY = 60.0
 _OVERFLOWS: tuple[Overflow, ...] = ("drop_oldest", "drop_newest", "close")
 
 _Choice = TypeVar("_Choice", bound=str)
 # What a draining bus refuses.
-_INTAKE = ("subscribe", "consume", "declare_group")
+INTAKE = ("subscribe", "consume", "declare_group")
 
 Topics = str | Iterable[str]
 ErrorHook = Callable[[str, BaseException], object]
@@ -78,7 +82,7 @@ class EventBus(Protocol):
 
 
 class Bus(CoreBus):
-    """An event bus over the embedded memory backend; ``eventbus.connect`` makes one.
+    """An event bus, over the embedded memory backend by default; ``eventbus.connect`` makes one.
 
     Use it as ``async with connect() as bus:``; leaving the block drains it. Several event loops and
     threads may share one bus: a subscription's handler runs on the loop that subscribed, an inline
@@ -89,6 +93,9 @@ class Bus(CoreBus):
         on_handler_error: Called with (subscription id or group, exception) when a handler raised,
             after it was logged; ``None`` by default.
     """
+
+    # What a warning about an unreadable broadcast begins with.
+    _MALFORMED = "cannot read a broadcast: "
 
     def __init__(
         self,
@@ -105,6 +112,7 @@ class Bus(CoreBus):
         max_elements: int = 100_000,
         _any_topic: bool = False,
         _manual_clock: int | None = None,
+        _backend: tuple[str, dict[str, Any]] | None = None,
         **backend: Unpack[MemoryOptions],
     ) -> None:
         """Make a bus that is not connected yet.
@@ -137,15 +145,11 @@ class Bus(CoreBus):
         if self._drain_timeout < 0 or math.isnan(self._drain_timeout):
             raise ConfigError(f"drain_timeout={drain_timeout!r} must be 0 seconds or more")
         self._outbox = Outbox(self, _positive("outbox_size", outbox_size, ConfigError))
-        for option, window in (
-            ("dedup_window", backend.get("dedup_window")),
-            ("dead_retention", backend.get("dead_retention")),
-        ):
-            if window is not None and not seconds(window, option) > 0:
-                raise ConfigError(f"{option}={window!r} must be more than 0 seconds")
+        kind, config = _backend or ("memory", _memory_config(backend))
         self._open(
+            kind,
             name,
-            {**backend},
+            config,
             strict_topics=not _any_topic,
             strict_payloads=strict,
             max_bytes=_positive("max_message_bytes", max_message_bytes, ConfigError),
@@ -153,6 +157,8 @@ class Bus(CoreBus):
             max_elements=_positive("max_elements", max_elements, ConfigError),
             manual_clock=_manual_clock,
         )
+        self._in_process: bool = self._capabilities()["in_process"]
+        self._malformed_at: dict[str, float] = {}
         self._subscriptions: dict[str, Callable[[], None]] = {}
         self._receivers: dict[str, QueuedReceiver] = {}
         self._consumers: set[Consumer] = set()
@@ -167,6 +173,15 @@ class Bus(CoreBus):
     async def connect(self) -> None:
         """Open the bus. Idempotent; a closed bus opens again, without its old subscriptions."""
         self._check_origin()
+        if not self._in_process and self._state not in ("live", "draining"):
+            before = self._state
+            self._enter("connecting")
+            try:
+                await self._connect()
+            except BaseException:
+                if self._state == "connecting":
+                    self._enter("new" if before == "connecting" else before)
+                raise
         self._set_live(True)
         self._enter("live")
 
@@ -210,6 +225,8 @@ class Bus(CoreBus):
         await self._drain_receivers(deadline)
         self._drop_subscriptions()
         self._set_live(False)
+        if not self._in_process:
+            await self._disconnect()
         self._enter("closed")
 
     async def _drain_receivers(self, deadline: float) -> None:
@@ -290,7 +307,7 @@ class Bus(CoreBus):
 
     def _not_live(self, operation: str) -> None:
         """Refuse a call on a bus that is not connected; called by the core."""
-        if self._state == "draining" and operation not in _INTAKE:
+        if self._state == "draining" and operation not in INTAKE:
             # What still runs may finish its work.
             return
         if self._state in ("closed", "draining"):
@@ -360,6 +377,11 @@ class Bus(CoreBus):
         size, policy = self._buffering("queue_size", queue_size, overflow, on_gap)
         subscription_id = new_id()
         text = pattern or topic
+        if how == "inline" and not self._in_process:
+            raise UnsupportedError(
+                "delivery='inline' is for buses in one process; over a server every subscription is "
+                "queued"
+            )
         if how == "inline":
             call = _converting(handler)
             number = self._subscribe_inline(
@@ -367,11 +389,29 @@ class Bus(CoreBus):
             )
             self._subscriptions[subscription_id] = lambda: self._remove_inline(number)
         else:
-            core = self._subscribe_queued(text, bool(pattern), size, policy)
+            core = await self._buffered(text, bool(pattern), size, policy)
             receiver = QueuedReceiver(self, core, subscription_id, _converting(handler), on_gap)
             self._receivers[subscription_id] = receiver
             self._subscriptions[subscription_id] = receiver.cancel
         return Subscription(subscription_id, topic, handler, pattern, _cancel_callback=self._cancel)
+
+    async def _buffered(
+        self, text: str, is_pattern: bool, size: int, policy: Overflow
+    ) -> CoreSubscription:
+        """Subscribe with a buffer; on a broker the server has confirmed it."""
+        if self._in_process:
+            return self._subscribe_queued(text, is_pattern, size, policy)
+        return await self._listen(text, is_pattern, size, policy, self._malformed)
+
+    def _malformed(self, topic: str, reason: str) -> None:
+        """Log a broadcast that cannot be read, once a minute per reason; called by the core."""
+        now = time.monotonic()
+        kind = reason.partition(":")[0]
+        if now - self._malformed_at.get(kind, -math.inf) >= _MALFORMED_EVERY:
+            if len(self._malformed_at) > 100:
+                self._malformed_at.clear()
+            self._malformed_at[kind] = now
+            log.warning("%s%s topic=%s", self._MALFORMED, reason, topic)
 
     def _remove_inline(self, number: int) -> None:
         self._unsubscribe(number)
@@ -628,12 +668,17 @@ class Bus(CoreBus):
 
     async def health(self) -> Health:
         """Return ``ok`` (bool), ``state``, ``backend``, ``counters`` and ``warnings`` (list)."""
+        server = self._health()
         return {
-            "ok": self._state == "live",
+            "ok": self._state == "live" and server["state"] in ("live", "degraded"),
             "state": self._state,
             "backend": dict(self.capabilities),
             "counters": self.counters,
-            "warnings": [],
+            "warnings": server["warnings"],
+            "connection": server["state"],
+            "server": server["server"],
+            "reconnects": server["reconnects"],
+            "last_error": server["last_error"],
         }
 
     async def wait_idle(self, timeout: Seconds = 5.0) -> None:
@@ -773,9 +818,9 @@ class InMemoryEventBus(Bus):
     @classmethod
     def from_config(cls, config: Mapping[str, Any] | MemoryEventBusConfig) -> Self:
         """Make a bus from a mapping or a config object (contract D20)."""
-        from eventbus.factory import check_memory_config
+        from eventbus.factory import MemoryEventBusConfig, check_config
 
-        check_memory_config(f"{cls.__name__}.from_config", config)
+        check_config(f"{cls.__name__}.from_config", MemoryEventBusConfig, config)
         return cls(config=config)
 
     @classmethod
@@ -798,6 +843,18 @@ class InMemoryEventBus(Bus):
         if operation == "publish" and not self._warned:
             self._warned = True
             log.warning("Publishing to disconnected event bus")
+
+
+def _memory_config(options: MemoryOptions) -> dict[str, Any]:
+    """Return the options as the core reads them: durations in seconds."""
+    config: dict[str, Any] = {**options}
+    for option in ("dedup_window", "dead_retention"):
+        window = config.get(option)
+        if window is not None:
+            config[option] = seconds(window, option)
+            if not config[option] > 0:
+                raise ConfigError(f"{option}={window!r} must be more than 0 seconds")
+    return config
 
 
 def _converting(handler: Handler) -> Handler:

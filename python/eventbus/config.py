@@ -1,21 +1,34 @@
 """Options with their meaning, unit and default; checked when they are made."""
 
-from __future__ import annotations
-
+# No `from __future__ import annotations`: each key of a TypedDict would cost a compilation.
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
+from os import PathLike
 from typing import Literal, TypedDict
 
 from eventbus.errors import ConfigError
 
 __all__ = [
+    "BufferOptions",
     "BusOptions",
     "ConsumeOptions",
     "DeliveryMode",
+    "MemoryBusOptions",
     "MemoryOptions",
     "Overflow",
+    "Password",
+    "PostgresOptions",
+    "PostgresOwnOptions",
+    "RedisOptions",
+    "RedisOwnOptions",
     "RetryPolicy",
     "Seconds",
+    "ServerOptions",
+    "SslMode",
+    "StoreOptions",
+    "StreamOptions",
+    "Wire",
     "seconds",
 ]
 
@@ -29,52 +42,205 @@ Overflow = Literal["drop_oldest", "drop_newest", "close"]
 """What a full buffer does; each announces a gap."""
 
 
-class MemoryOptions(TypedDict, total=False):
-    """Options of the memory backend.
+Wire = Literal["native", "dataknobs"]
+"""What broadcasts are sent as; every bus on a server understands both."""
+
+SslMode = Literal["disable", "allow", "prefer", "require", "verify-ca", "verify-full"]
+"""The modes of libpq; none that encrypts leaves the server unverified here."""
+
+Password = str | Callable[[], str]
+"""A password, or a function that returns it; called once, when the bus is made."""
+
+
+class StoreOptions(TypedDict, total=False):
+    """How long every backend remembers what is settled.
 
     Attributes:
-        max_length: Most messages in a group (default 1,000,000).
-        dedup_window: Seconds that a ``dedup_id`` is remembered (default 86,400).
-        max_dedup_ids: Most ids remembered (default 1,000,000).
+        dedup_window: Seconds that a ``dedup_id`` is remembered (default 86,400, a day).
         dead_retention: Seconds that a dead letter is kept (default 1,209,600, two weeks).
         max_dead: Most dead letters kept per group (default 100,000).
         max_tombstones: Most deleted record keys whose version is remembered (default 100,000).
     """
 
-    max_length: int
-    dedup_window: float
-    max_dedup_ids: int
-    dead_retention: float
+    dedup_window: Seconds
+    dead_retention: Seconds
     max_dead: int
     max_tombstones: int
 
 
-class BusOptions(MemoryOptions, total=False):
-    """Options of ``connect``; their meaning and defaults are those of ``Bus``.
+class MemoryOptions(StoreOptions, total=False):
+    """Options of the memory backend.
 
     Attributes:
-        name: Share the backend with every bus of this name in the process.
-        delivery: How handlers are called.
-        queue_size: Events buffered per queued subscription or stream.
-        overflow: What a full buffer does.
-        outbox_size: Events buffered by ``publish_nowait``.
-        drain_timeout: Seconds that running handlers get when the bus is drained.
-        strict: Encode broadcasts too.
-        max_message_bytes: Largest encoded message.
-        max_depth: Deepest nesting of a payload.
-        max_elements: Most elements in a payload.
+        max_length: Most messages in a group (default 1,000,000).
+        max_dedup_ids: Most ids remembered (default 1,000,000).
     """
 
-    name: str | None
+    max_length: int
+    max_dedup_ids: int
+
+
+class BufferOptions(TypedDict, total=False):
+    """How every bus calls handlers, buffers and limits.
+
+    Attributes:
+        delivery: How handlers are called (default ``inline``; on a server always ``queued``).
+        queue_size: Events buffered per queued subscription or stream (default 10,000).
+        overflow: What a full buffer does (default ``drop_oldest``).
+        outbox_size: Events buffered by ``publish_nowait`` (default 10,000).
+        drain_timeout: Seconds that running handlers get when the bus is drained (default 25).
+        max_message_bytes: Largest encoded message in bytes (default 1,048,576, 1 MiB; with the
+            DataKnobs wire 16,777,216, 16 MiB).
+        max_depth: Deepest nesting of a payload in levels, at most 512 (default 64).
+        max_elements: Most elements in a payload (default 100,000).
+    """
+
     delivery: DeliveryMode
     queue_size: int
     overflow: Overflow
     outbox_size: int
     drain_timeout: Seconds
-    strict: bool
     max_message_bytes: int
     max_depth: int
     max_elements: int
+
+
+class MemoryBusOptions(MemoryOptions, BufferOptions, total=False):
+    """Options of a memory bus: those of ``Bus``.
+
+    Attributes:
+        name: Share the backend with every bus of this name in the process (default none).
+        strict: Encode broadcasts too, so that what a server would refuse fails (default false).
+    """
+
+    name: str | None
+    strict: bool
+
+
+class StreamOptions(TypedDict, total=False):
+    """What no backend does yet: ``UnsupportedError`` unless it is the default.
+
+    Attributes:
+        retention: Seconds that broadcasts are kept for replay (default none).
+        partitions: Partitions of the bus (default 1).
+    """
+
+    retention: Seconds | None
+    partitions: int
+
+
+class ServerOptions(TypedDict, total=False):
+    """How a server is reached and spoken to.
+
+    Attributes:
+        username: Who logs in (default none; on Postgres ``postgres``).
+        password: Its password, or a function that returns it (default none).
+        tls_ca: PEM file with the authorities to trust (default: the system's).
+        tls_cert: PEM file with the client's certificate chain; needs ``tls_key`` (default none).
+        tls_key: PEM file with the client's private key; needs ``tls_cert`` (default none).
+        tls_server_name: The name the server must prove (default: the host connected to).
+        insecure_skip_verify: Accept any certificate; for tests only (default false).
+        connect_timeout: Seconds that making a connection may take, TLS and login included
+            (default 5).
+        op_timeout: Seconds that an operation may take, reconnecting included (default 10).
+        heartbeat: Seconds between the proofs that an idle connection is alive; it is dead after
+            two silent intervals (default 10).
+        sweep: Seconds until what waits is looked at without a wake-up (default 5).
+        channel_prefix: What the names of DataKnobs channels begin with (default ``events``).
+        wire: What broadcasts are sent as, ``native`` or ``dataknobs`` (default ``native``).
+    """
+
+    username: str | None
+    password: Password | None
+    tls_ca: str | PathLike[str] | None
+    tls_cert: str | PathLike[str] | None
+    tls_key: str | PathLike[str] | None
+    tls_server_name: str | None
+    insecure_skip_verify: bool
+    connect_timeout: Seconds
+    op_timeout: Seconds
+    heartbeat: Seconds
+    sweep: Seconds
+    channel_prefix: str
+    wire: Wire
+
+
+class RedisOwnOptions(TypedDict, total=False):
+    """What only Redis has.
+
+    Attributes:
+        db: Number of the database (default 0; a cluster has no other).
+        prefix: What every key of the bus begins with: buses of different prefixes never meet
+            (default ``eventbus``).
+        sentinel_username: Who logs in at the sentinels (default none).
+        sentinel_password: Its password, or a function that returns it (default none).
+    """
+
+    db: int
+    prefix: str
+    sentinel_username: str | None
+    sentinel_password: Password | None
+
+
+class PostgresOwnOptions(TypedDict, total=False):
+    """What only Postgres has; ``user``, ``dbname`` and ``ssl…`` are the names of libpq.
+
+    Attributes:
+        host: Host name, address, or folder of a socket (default: that of the URL).
+        port: Port (default 5432).
+        user: The same as ``username``.
+        database: The database (default ``postgres``).
+        dbname: The same as ``database``.
+        schema: The schema of the bus's own tables: ``[a-z_][a-z0-9_]{0,40}`` (default
+            ``eventbus``).
+        migrate: Whether connecting brings the schema up to date; otherwise its version is only
+            checked, for a role without DDL rights (default true).
+        pool_size: Most connections beside the listening one (default 4).
+        large_payloads: How events go that are too large for a notification: ``table`` (default
+            ``table``).
+        sslmode: ``disable``, ``require``, ``verify-ca`` or ``verify-full``; ``allow`` and
+            ``prefer`` mean the default (default: plain on this machine, else ``verify-full``).
+        sslrootcert: The same as ``tls_ca``.
+        sslcert: The same as ``tls_cert``.
+        sslkey: The same as ``tls_key``.
+    """
+
+    host: str
+    port: int
+    user: str | None
+    database: str
+    dbname: str
+    schema: str
+    migrate: bool
+    pool_size: int
+    large_payloads: Literal["table", "error"]
+    sslmode: SslMode | None
+    sslrootcert: str | PathLike[str] | None
+    sslcert: str | PathLike[str] | None
+    sslkey: str | PathLike[str] | None
+
+
+class RedisOptions(
+    ServerOptions, RedisOwnOptions, StoreOptions, BufferOptions, StreamOptions, total=False
+):
+    """Options of ``connect`` for Redis."""
+
+
+class PostgresOptions(
+    ServerOptions, PostgresOwnOptions, StoreOptions, BufferOptions, StreamOptions, total=False
+):
+    """Options of ``connect`` for Postgres."""
+
+
+class BusOptions(
+    MemoryBusOptions,
+    ServerOptions,
+    RedisOwnOptions,
+    PostgresOwnOptions,
+    StreamOptions,
+    total=False,
+):
+    """Options of ``connect``: those of the backend that the URL names; others are refused."""
 
 
 def seconds(value: object, name: str) -> float:

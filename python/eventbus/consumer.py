@@ -137,8 +137,8 @@ class Consumer:
         try:
             while not self._stopping:
                 try:
-                    decide = await runner
-                    if decide is None:
+                    failed = await runner
+                    if failed is None:
                         await self._wait()
                         continue
                 except (BusClosedError, NotFoundError) as error:
@@ -148,11 +148,7 @@ class Consumer:
                     log.exception("cannot claim group=%s", self.group)
                     await asyncio.sleep(_BACKEND_PAUSE)
                     continue
-                core, what, acknowledging = decide
-                if acknowledging:
-                    await self._settled(core, what)
-                else:
-                    await self._failed(core, what)
+                await self._failed(*failed)
         finally:
             # Also when this very worker is cancelled: another one must look for more.
             self._nudge()
@@ -311,17 +307,6 @@ class Consumer:
         log.warning(
             "acknowledged too late group=%s topic=%s reason=%s", self.group, core.topic, error
         )
-
-    async def _settled(self, core: CoreDelivery, what: Any) -> None:
-        """Finish an acknowledgement that was not done at once."""
-        self._forgive(core)
-
-        def settle() -> Any:
-            if isinstance(what, BaseException):
-                raise what
-            return what
-
-        await self._settle(core, settle)
 
     async def _settle(self, core: CoreDelivery, settle: Callable[[], Any]) -> None:
         try:

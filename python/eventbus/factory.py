@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import Any, Self, Unpack
@@ -29,78 +29,36 @@ log = logging.getLogger("eventbus.factory")
 EventBusFactory = Callable[[Any], EventBus]
 """Makes a bus from a configuration mapping."""
 
-_FLAGS = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
-
-
-def _flag(text: str) -> bool:
-    if text.lower() not in _FLAGS:
-        raise ValueError(f"must be one of {', '.join(_FLAGS)}")
-    return _FLAGS[text.lower()]
-
-
-MEMORY_OPTIONS: dict[str, Callable[[str], Any]] = {
-    "name": str,
-    "delivery": str,
-    "queue_size": int,
-    "overflow": str,
-    "outbox_size": int,
-    "drain_timeout": float,
-    "strict": _flag,
-    "max_message_bytes": int,
-    "max_depth": int,
-    "max_elements": int,
-    "max_length": int,
-    "dedup_window": float,
-    "max_dedup_ids": int,
-    "dead_retention": float,
-    "max_dead": int,
-    "max_tombstones": int,
-}
-"""Options of a memory bus and how they are read from a URL."""
-
 
 def connect(url: str | None = None, **options: Unpack[BusOptions]) -> Bus:
     """Return a bus that is not connected yet; ``async with`` connects and drains it.
 
+    Nothing else is read from the environment, and no server is asked.
+
     Args:
-        url: ``memory://`` is a new bus each time, ``memory://name`` is shared in the process;
-            options may stand in its query (``memory://?strict=1``). Default: the environment
-            variable ``EVENTBUS_URL``, else ``memory://``.
-        **options: Options of the bus; they win over the URL's.
+        url: Where the bus is; options may stand in its query. Default: the environment variable
+            ``EVENTBUS_URL``, else ``memory://``.
+
+            - ``memory://`` is a new bus each time, ``memory://name`` is shared in the process.
+            - ``redis://user:password@host:6379/0``; ``rediss://`` with TLS; ``unix:///run/x.sock``
+              or ``redis+unix://`` for a socket; ``redis+sentinel://host1,host2/service/0`` and
+              ``redis+cluster://host1,host2`` (``rediss+`` with TLS).
+            - ``postgresql://user:password@host:5432/database?sslmode=verify-full``.
+
+            What has a meaning in a URL is percent-encoded in its parts.
+        **options: Options of the bus; they win over the URL's. ``None`` means not given.
 
     Raises:
         ConfigError: An unknown scheme or option, or a bad value; all problems at once.
+        UnsupportedError: ``retention``, or more than one of ``partitions``.
     """
     text = url if url is not None else os.environ.get("EVENTBUS_URL", "memory://")
     if not isinstance(text, str):
         raise TypeError(f"url must be a str, not {type(text).__name__}")
-    # Not at the top: with ipaddress behind it, it is a tenth of this package's import time.
-    from urllib.parse import parse_qsl, unquote, urlsplit
+    # Not at the top: only a process that makes a bus pays for reading options.
+    from eventbus.backends import plan
 
-    parts = urlsplit(text)
-    if parts.scheme != "memory":
-        raise ConfigError(f"unknown bus URL scheme {parts.scheme!r}; valid: memory")
-    problems: list[str] = []
-    found: dict[str, Any] = {}
-    for key, value in parse_qsl(parts.query, keep_blank_values=True):
-        if key not in MEMORY_OPTIONS:
-            problems.append(f"unknown option {key!r}")
-            continue
-        try:
-            found[key] = MEMORY_OPTIONS[key](value)
-        except ValueError as error:
-            problems.append(f"{key}={value!r}: {error}")
-    problems += [f"unknown option {key!r}" for key in options if key not in MEMORY_OPTIONS]
-    if problems:
-        valid = ", ".join(MEMORY_OPTIONS)
-        raise ConfigError(
-            f"invalid configuration: {'; '.join(problems)} (valid: {valid})", problems
-        )
-    name = unquote(parts.netloc + parts.path.rstrip("/"))
-    if name:
-        found["name"] = name
-    merged: dict[str, Any] = {**found, **options}
-    return Bus(**merged)
+    return Bus(**plan(text, options).keywords())
 
 
 @dataclass(frozen=True)
@@ -119,17 +77,43 @@ class MemoryEventBusConfig(EventBusConfig):
     """Configuration of the in-memory bus; it has no required fields."""
 
 
-def check_memory_config(caller: str, config: Any) -> None:
-    """Refuse what is neither a mapping nor a configuration of the memory bus.
+def check_config(caller: str, wanted: type[EventBusConfig], config: Any) -> None:
+    """Refuse what is neither a mapping nor a configuration of the class.
 
     Raises:
         TypeError: It is something else; ``None`` stands for nothing given.
     """
-    if config is not None and not isinstance(config, Mapping | MemoryEventBusConfig):
+    if config is not None and not isinstance(config, Mapping | wanted):
         raise TypeError(
-            f"{caller}: `config` must be MemoryEventBusConfig or Mapping, "
-            f"got {type(config).__name__}."
+            f"{caller}: `config` must be {wanted.__name__} or Mapping, got {type(config).__name__}."
         )
+
+
+def merged_options(
+    caller: str, wanted: type[EventBusConfig], config: Any, keywords: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Merge a config mapping or object with keywords, which win (contract D20).
+
+    Raises:
+        TypeError: A config object together with keywords, or a config of another class.
+    """
+    check_config(caller, wanted, config)
+    if isinstance(config, wanted):
+        if keywords:
+            raise TypeError(
+                f"{caller}: cannot mix typed `config={wanted.__name__}` with loose kwargs "
+                f"({list(keywords)})."
+            )
+        return {field.name: getattr(config, field.name) for field in fields(config)}
+    given: dict[str, Any] = {**(config or {})}
+    given.pop("backend", None)
+    return given | dict(keywords)
+
+
+def warn_of_unknown(keys: Iterable[object], valid: Iterable[str]) -> None:
+    """Tell which keys are ignored and which there are; never their values (contract D16)."""
+    if named := ", ".join(map(repr, keys)):
+        log.warning("ignored unknown configuration keys %s; valid: %s", named, ", ".join(valid))
 
 
 def memory_options(
@@ -141,23 +125,18 @@ def memory_options(
 
     Raises:
         TypeError: A config object together with keywords, or a config of another class.
+        UnsupportedError: An option that no backend serves yet.
     """
-    check_memory_config(class_name, config)
-    if isinstance(config, MemoryEventBusConfig) and options:
-        raise TypeError(
-            f"{class_name}: cannot mix typed `config=MemoryEventBusConfig` with loose kwargs "
-            f"({list(options)})."
-        )
-    given: Mapping[str, Any] = config if isinstance(config, Mapping) else {}
-    merged = {key: value for key, value in given.items() if key != "backend"} | options
-    unknown = [key for key in merged if key not in MEMORY_OPTIONS]
-    if unknown:
-        log.warning(
-            "ignored unknown configuration keys %s; valid: %s",
-            ", ".join(map(repr, unknown)),
-            ", ".join(MEMORY_OPTIONS),
-        )
-    return {key: value for key, value in merged.items() if key in MEMORY_OPTIONS}
+    merged = merged_options(class_name, MemoryEventBusConfig, config, options)
+    if not merged:
+        return {}
+    from eventbus.backends import refuse_unsupported
+    from eventbus.options import MEMORY
+
+    warn_of_unknown([key for key in merged if key not in MEMORY.options], MEMORY.keys)
+    known = {key: value for key, value in merged.items() if key in MEMORY.options}
+    refuse_unsupported(known)
+    return {key: value for key, value in known.items() if key not in ("partitions", "retention")}
 
 
 @contextmanager
@@ -271,7 +250,22 @@ class BackendRegistry:
 event_bus_backends = BackendRegistry()
 """The registry behind ``create_event_bus``."""
 
+
+def _redis(config: Any) -> EventBus:
+    from eventbus.redis import RedisEventBus
+
+    return RedisEventBus.from_config(config)
+
+
+def _postgres(config: Any) -> EventBus:
+    from eventbus.postgres import PostgresEventBus
+
+    return PostgresEventBus.from_config(config)
+
+
 event_bus_backends.register("memory", InMemoryEventBus)
+event_bus_backends.register("redis", _redis)
+event_bus_backends.register("postgres", _postgres)
 
 
 def _backend_of(config: Mapping[str, Any] | None) -> tuple[str, Mapping[str, Any]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, TypedDict
 
-from eventbus.types import BusState
+from eventbus.types import BusState, ConnectionState
 
 __all__ = ["BusFigures", "GroupFigures", "Health"]
 
@@ -65,11 +65,15 @@ class Health(TypedDict):
     """How a bus is.
 
     Attributes:
-        ok: Whether it is live.
+        ok: Whether it is live and every connection is proven alive; warnings do not count.
         state: Its state.
         backend: What its backend can do.
         counters: Its counters.
-        warnings: What an operator should look at.
+        warnings: What an operator should change, each with the remedy.
+        connection: ``connecting``, ``live``, ``degraded`` (see the warnings) or ``closed``.
+        server: What the server calls itself, with its version; empty in this process.
+        reconnects: How often a connection was lost and made anew.
+        last_error: The last trouble with a connection; empty when there was none.
     """
 
     ok: bool
@@ -77,3 +81,7 @@ class Health(TypedDict):
     backend: dict[str, Any]
     counters: dict[str, int]
     warnings: list[str]
+    connection: ConnectionState
+    server: str
+    reconnects: int
+    last_error: str

@@ -43,17 +43,22 @@ class Stream:
         self._core: CoreSubscription | None = None
         self._closed = False
 
-    def _start(self) -> CoreSubscription:
+    async def _start(self) -> CoreSubscription:
         if self._core is None:
-            self._core = self._bus._subscribe_queued(
+            core = await self._bus._buffered(
                 self._text, self._is_pattern, self._buffer, self._overflow
             )
+            # Somebody else may have been quicker while the server confirmed.
+            if self._core is not None or self._closed:
+                core.cancel()
+            if self._core is None:
+                self._core = core
             self._bus._streams.add(self)
         return self._core
 
     async def __aenter__(self) -> Self:
         """Subscribe."""
-        self._start()
+        await self._start()
         return self
 
     async def __aexit__(
@@ -78,7 +83,7 @@ class Stream:
         """
         if self._closed:
             raise StopAsyncIteration
-        core = self._start()
+        core = await self._start()
         while True:
             item = core.take()
             if item is None:

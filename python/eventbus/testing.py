@@ -13,7 +13,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Unpack
 
 from eventbus.bus import Bus
-from eventbus.config import BusOptions, Seconds, seconds
+from eventbus.config import MemoryBusOptions, Seconds, seconds
 from eventbus.errors import BusClosedError
 from eventbus.types import Event
 
@@ -34,7 +34,7 @@ class ManualBus(Bus):
     that was paused.
     """
 
-    def __init__(self, start: datetime, **options: Unpack[BusOptions]) -> None:
+    def __init__(self, start: datetime, **options: Unpack[MemoryBusOptions]) -> None:
         """Make a bus whose clock shows ``start``."""
         self._now = start
         super().__init__(_manual_clock=_micros(start), **options)
@@ -65,7 +65,7 @@ class ManualBus(Bus):
             return
 
 
-def manual_bus(start: datetime | None = None, **options: Unpack[BusOptions]) -> ManualBus:
+def manual_bus(start: datetime | None = None, **options: Unpack[MemoryBusOptions]) -> ManualBus:
     """Return a memory bus on a manual clock, not connected yet.
 
     ``async with manual_bus() as bus:`` and then ``await bus.advance(60)``.

@@ -12,6 +12,7 @@ from eventbus._eventbus import Event
 
 __all__ = [
     "BusState",
+    "ConnectionState",
     "DeadLetter",
     "DeadReason",
     "Event",
@@ -25,7 +26,8 @@ __all__ = [
 ]
 
 
-BusState = Literal["new", "live", "draining", "closed"]
+BusState = Literal["new", "connecting", "live", "draining", "closed"]
+ConnectionState = Literal["connecting", "live", "degraded", "closed"]
 """Where a bus is in its life."""
 
 GapCause = Literal["overflow", "reconnect", "retention"]

@@ -9,22 +9,13 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use parking_lot::Mutex;
 
-use super::{Broadcast, Gap, ListenRequest, Listener};
-use crate::error::Result;
-use crate::ring::{Item, Ring};
+use super::{Frame, Gap, ListenRequest, Listener};
+use crate::ring::Ring;
 use crate::topic::{RouteId, Router};
-
-/// What arrived on a topic, with its place in the order of arrival.
-#[derive(Debug, Clone)]
-struct Frame {
-    topic: Arc<str>,
-    body: Bytes,
-    position: u64,
-}
 
 #[derive(Debug)]
 struct Feed {
-    ring: Ring<Frame>,
+    ring: Arc<Ring<Frame>>,
     /// Position of the newest frame offered: a message that matches twice is offered twice.
     newest: AtomicU64,
 }
@@ -48,7 +39,7 @@ impl Feeds {
         request: ListenRequest,
         kept: Box<dyn Any + Send + Sync>,
     ) -> FeedListener {
-        let ring = Ring::new(request.buffer, request.overflow);
+        let ring = Arc::new(Ring::new(request.buffer, request.overflow));
         let feed = Arc::new(Feed { ring, newest: AtomicU64::new(0) });
         let mut state = self.0.lock();
         state.next_id += 1;
@@ -100,15 +91,8 @@ pub(super) struct FeedListener {
 
 #[async_trait]
 impl Listener for FeedListener {
-    async fn next(&self, max: usize) -> Result<Vec<Broadcast>> {
-        let taken = self.feed.ring.take(max).await;
-        let broadcasts = taken.into_iter().map(|item| match item {
-            Item::Value(Frame { topic, body, position }) => {
-                Broadcast::Frame { topic, body, position }
-            }
-            Item::Gap(gap) => Broadcast::Gap(gap),
-        });
-        Ok(broadcasts.collect())
+    fn buffer(&self) -> &Arc<Ring<Frame>> {
+        &self.feed.ring
     }
 }
 

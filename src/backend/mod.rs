@@ -6,6 +6,7 @@
 
 mod feeds;
 pub mod memory;
+pub mod redis;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,6 +16,7 @@ use bytes::Bytes;
 use serde::Serialize;
 
 use crate::error::Result;
+use crate::ring::{Item, Ring};
 use crate::topic::Binding;
 
 /// What a backend can do beyond the contract's core, asked once; the docs table and the
@@ -316,12 +318,35 @@ pub struct ListenRequest {
     pub since: Option<u64>,
 }
 
+/// A broadcast message as it waits in a listener's buffer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Frame {
+    /// The topic it was published on.
+    pub topic: Arc<str>,
+    /// The encoded event.
+    pub body: Bytes,
+    /// Its place in the stream of this backend; increasing.
+    pub position: u64,
+}
+
 /// A live source of broadcasts; dropping it ends the subscription.
 #[async_trait]
 pub trait Listener: Send + Sync {
+    /// Returns its buffer, for who takes without waiting. Closing it ends the intake.
+    fn buffer(&self) -> &Arc<Ring<Frame>>;
+
     /// Returns what arrived, in order, at most `max`; waits while there is nothing. An empty
     /// result means the listener was closed. Cancel safe: nothing is taken before it is returned.
-    async fn next(&self, max: usize) -> Result<Vec<Broadcast>>;
+    async fn next(&self, max: usize) -> Result<Vec<Broadcast>> {
+        let taken = self.buffer().take(max).await;
+        let broadcasts = taken.into_iter().map(|item| match item {
+            Item::Value(Frame { topic, body, position }) => {
+                Broadcast::Frame { topic, body, position }
+            }
+            Item::Gap(gap) => Broadcast::Gap(gap),
+        });
+        Ok(broadcasts.collect())
+    }
 }
 
 /// A stored record.

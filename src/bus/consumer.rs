@@ -1,4 +1,7 @@
 //! A consumer: claims what its slots are free for, keeps the leases, settles.
+//!
+//! In process, claims and settlements are done where they are asked for. On a broker a task claims
+//! ahead while slots are free, and acknowledgements travel in batches behind the handlers.
 
 use std::collections::VecDeque;
 use std::future::poll_fn;
@@ -51,6 +54,8 @@ pub struct Consumer {
     stopped: CancellationToken,
     /// Wakes who waits for a free slot.
     freed: Notify,
+    /// Wakes who waits for settlements under way.
+    settled: Notify,
 }
 
 #[derive(Debug, Default)]
@@ -62,6 +67,12 @@ struct State {
     /// Lost to the sweep or another worker, not reported yet.
     lost: Vec<Token>,
     lost_wakers: Vec<Waker>,
+    /// Wakes who waits for something to be claimed.
+    ready_wakers: Vec<Waker>,
+    /// Settlements under way.
+    settling: usize,
+    /// Why the task that claims ahead has ended.
+    failure: Option<Error>,
     closed: bool,
 }
 
@@ -97,7 +108,11 @@ impl Consumer {
             state: Mutex::default(),
             stopped: CancellationToken::new(),
             freed: Notify::new(),
+            settled: Notify::new(),
         });
+        if bus.backend.in_process().is_none() {
+            bus.tasks.spawn(claim_ahead(Arc::downgrade(&consumer)));
+        }
         bus.tasks.spawn(keep_leases(Arc::downgrade(&consumer), consumer.options.lease));
         Ok(consumer)
     }
@@ -126,32 +141,23 @@ impl Consumer {
         !self.state.lock().ready.is_empty()
     }
 
-    /// Puts a delivery back to the front of those claimed before.
-    pub fn put_back(&self, delivery: Delivery) {
-        self.state.lock().ready.push_front(delivery);
-    }
-
-    /// Claims as much as there are free slots and returns the first; `None` when nothing is ready
-    /// or no slot is free.
+    /// Claims as much as there are free slots; returns how many deliveries it got.
     ///
     /// # Errors
     /// What the backend says; `Closed` after [`Consumer::release`].
     ///
     /// # Cancel safety
     /// What was claimed is in hand before this returns, or still queued.
-    pub async fn claim(&self) -> Result<Option<Delivery>> {
+    pub async fn fill(&self) -> Result<usize> {
         let free = {
-            let mut state = self.state.lock();
+            let state = self.state.lock();
             if state.closed {
                 return Err(Error::Closed { what: "consumer" });
-            }
-            if let Some(delivery) = state.ready.pop_front() {
-                return Ok(Some(delivery));
             }
             self.options.concurrency.saturating_sub(state.held.len())
         };
         if free == 0 {
-            return Ok(None);
+            return Ok(0);
         }
         let request = ClaimRequest { max: free, ..self.claim.clone() };
         let claimed = match self.bus.backend.in_process() {
@@ -159,24 +165,46 @@ impl Consumer {
             None => self.bus.backend.claim(&request).await?,
         };
         if claimed.is_empty() {
-            return Ok(None);
+            return Ok(0);
         }
+        let count = claimed.len();
+        let late = self.hold(claimed);
+        if late.is_empty() {
+            return Ok(count);
+        }
+        // Stopped while the claim was under way.
+        let release = |lease| Transaction { ops: vec![Op::Settle(lease, Outcome::Release)] };
+        drop(self.bus.backend.commit(late.into_iter().map(release).collect()).await);
+        Err(Error::Closed { what: "consumer" })
+    }
+
+    /// Takes claimed deliveries in hand; returns the leases of those that came after the stop.
+    fn hold(&self, claimed: Vec<Delivery>) -> Vec<Lease> {
         let since = Instant::now();
         let mut state = self.state.lock();
+        if state.closed {
+            return claimed.into_iter().map(|delivery| delivery.lease).collect();
+        }
         for delivery in claimed {
             let lease = delivery.lease.clone();
             state.held.insert(lease.token, Held { lease, since });
             state.ready.push_back(delivery);
         }
-        Ok(state.ready.pop_front())
+        let wakers = std::mem::take(&mut state.ready_wakers);
+        drop(state);
+        wakers.into_iter().for_each(Waker::wake);
+        Vec::new()
     }
 
-    /// Waits until a claim may succeed – a slot is free and something is ready – or the consumer was
-    /// stopped. Cancel safe.
+    /// Waits until a delivery can be taken, or a claim may succeed, or the consumer was stopped.
+    /// Cancel safe.
     ///
     /// # Errors
     /// What the backend says; `NotFound` when the group was deleted.
     pub async fn wait_ready(&self) -> Result<()> {
+        if self.bus.backend.in_process().is_none() {
+            return self.claimed().await;
+        }
         let ready = async {
             while self.in_hand() >= self.options.concurrency {
                 self.freed.notified().await;
@@ -186,6 +214,106 @@ impl Consumer {
         tokio::select! {
             () = self.stopped.cancelled() => Ok(()),
             ready = ready => ready,
+        }
+    }
+
+    /// Waits for what is claimed ahead.
+    async fn claimed(&self) -> Result<()> {
+        poll_fn(|context| {
+            let mut state = self.state.lock();
+            if let Some(failure) = &state.failure {
+                return Poll::Ready(Err(failure.clone()));
+            }
+            if !state.ready.is_empty() || state.closed {
+                return Poll::Ready(Ok(()));
+            }
+            state.ready_wakers.retain(|waker| !waker.will_wake(context.waker()));
+            state.ready_wakers.push(context.waker().clone());
+            Poll::Pending
+        })
+        .await
+    }
+
+    /// Waits until claiming is worth a round trip: nothing is left to hand out, or half of the
+    /// slots are free.
+    async fn wait_free(&self) {
+        loop {
+            {
+                let state = self.state.lock();
+                let free = self.options.concurrency.saturating_sub(state.held.len());
+                let enough = state.ready.is_empty() || free * 2 >= self.options.concurrency;
+                if (free > 0 && enough) || state.closed {
+                    return;
+                }
+            }
+            // Looks again now and then: who forgot the consumer tells nobody.
+            let _ = tokio::time::timeout(Duration::from_secs(1), self.freed.notified()).await;
+            if self.is_finished() {
+                return;
+            }
+        }
+    }
+
+    /// Ends the task that claims ahead with an error that who waits is told.
+    fn fail(&self, error: Error) {
+        let mut state = self.state.lock();
+        state.failure = Some(error);
+        let wakers = std::mem::take(&mut state.ready_wakers);
+        drop(state);
+        wakers.into_iter().for_each(Waker::wake);
+    }
+
+    /// Settles deliveries in the background, each on its own; [`Consumer::stop`] waits for it. One
+    /// that comes too late is reported by [`Consumer::lost`].
+    pub fn settle_later(self: &Arc<Self>, tokens: &[Token], outcome: &Outcome) {
+        let mut state = self.state.lock();
+        let leases: Vec<Lease> = tokens
+            .iter()
+            .filter_map(|token| state.held.remove(token).map(|held| held.lease))
+            .collect();
+        state.settling += leases.len();
+        let idle = state.ready.is_empty();
+        drop(state);
+        if idle || leases.len() > 1 {
+            self.freed.notify_one();
+        }
+        if leases.is_empty() {
+            return;
+        }
+        let settle =
+            |lease: &Lease| Transaction { ops: vec![Op::Settle(lease.clone(), outcome.clone())] };
+        let batch: Vec<_> = leases.iter().map(settle).collect();
+        let consumer = Arc::clone(self);
+        self.bus.tasks.spawn(async move {
+            let results = consumer.bus.backend.commit(batch).await;
+            let failed = leases.iter().zip(results).filter(|(_, result)| result.is_err());
+            let late: Vec<Token> = failed.map(|(lease, _)| lease.token).collect();
+            consumer.bus.counters.leases_lost.add(late.len() as u64);
+            let mut state = consumer.state.lock();
+            state.settling -= leases.len();
+            state.lost.extend(late);
+            let wakers = if state.lost.is_empty() {
+                Vec::new()
+            } else {
+                std::mem::take(&mut state.lost_wakers)
+            };
+            drop(state);
+            wakers.into_iter().for_each(Waker::wake);
+            consumer.settled.notify_waiters();
+            consumer.freed.notify_one();
+        });
+    }
+
+    /// Waits until no settlement is under way.
+    async fn wait_settled(&self) {
+        loop {
+            let settled = self.settled.notified();
+            tokio::pin!(settled);
+            settled.as_mut().enable();
+            if self.state.lock().settling == 0 {
+                return;
+            }
+            settled.await;
         }
     }
 
@@ -284,10 +412,13 @@ impl Consumer {
         let (unstarted, wakers) = {
             let mut state = self.state.lock();
             state.closed = true;
-            (std::mem::take(&mut state.ready), std::mem::take(&mut state.lost_wakers))
+            let mut wakers = std::mem::take(&mut state.lost_wakers);
+            wakers.append(&mut state.ready_wakers);
+            (std::mem::take(&mut state.ready), wakers)
         };
         wakers.into_iter().for_each(Waker::wake);
         self.stopped.cancel();
+        self.freed.notify_one();
         self.give_back(unstarted.into_iter().map(|delivery| delivery.lease.token).collect()).await
     }
 
@@ -297,6 +428,7 @@ impl Consumer {
     /// As for [`Consumer::stop`].
     pub async fn release(&self) -> Result<()> {
         self.stop().await?;
+        self.wait_settled().await;
         let held = self.state.lock().held.keys().copied().collect();
         self.give_back(held).await
     }
@@ -326,10 +458,11 @@ impl Consumer {
             .unwrap_or(Ok(()))
     }
 
-    /// Returns how many deliveries are in hand.
+    /// Returns how many deliveries are in hand, those whose settlement is under way included.
     #[must_use]
     pub fn in_hand(&self) -> usize {
-        self.state.lock().held.len()
+        let state = self.state.lock();
+        state.held.len() + state.settling
     }
 
     /// Whether it was stopped and holds nothing any more.
@@ -397,4 +530,36 @@ async fn keep_leases(consumer: Weak<Consumer>, lease: Duration) {
         }
         consumer.renew().await;
     }
+}
+
+/// Claims ahead while slots are free, on a broker.
+async fn claim_ahead(consumer: Weak<Consumer>) {
+    let mut troubles = 0;
+    loop {
+        let Some(consumer) = consumer.upgrade() else { return };
+        let stopped = consumer.stopped.clone();
+        let result = tokio::select! {
+            () = stopped.cancelled() => return,
+            result = claim_once(&consumer) => result,
+        };
+        match result {
+            Ok(()) => troubles = 0,
+            Err(error) if error.is_retryable() => {
+                // The backend seeks its server by itself; this only paces the questions.
+                troubles = u32::min(troubles + 1, 5);
+                let pause = Duration::from_millis(100) * 2_u32.pow(troubles);
+                tokio::time::sleep(pause.mul_f64(rand::random())).await;
+            }
+            Err(error) => return consumer.fail(error),
+        }
+    }
+}
+
+/// Waits for free slots and claims for them; when nothing is there, waits for that.
+async fn claim_once(consumer: &Consumer) -> Result<()> {
+    consumer.wait_free().await;
+    if consumer.fill().await? == 0 {
+        consumer.bus.backend.wait_ready(&consumer.claim).await?;
+    }
+    Ok(())
 }

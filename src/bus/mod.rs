@@ -1,4 +1,5 @@
-//! The bus over a backend: background tasks, limits, counters and the consumers made from it.
+//! The bus over a backend: background tasks, limits, counters and the consumers made from it. The
+//! one place that names backends.
 
 mod consumer;
 
@@ -7,17 +8,26 @@ use std::sync::Arc;
 pub use consumer::{ConsumeOptions, Consumer};
 
 use crate::backend::memory::MemoryBackend;
+use crate::backend::redis::RedisBackend;
 use crate::backend::{Backend, Committed, Transaction};
 use crate::clock::{Clock, SystemClock};
 use crate::codec::Limits;
 use crate::codec::json::Defaults;
-use crate::config::MemoryConfig;
+use crate::config::{MemoryConfig, RedisConfig};
 use crate::error::{Error, Result};
 use crate::event::WallTime;
 use crate::shutdown::Tasks;
 use crate::telemetry::Counters;
 
-/// Opens the embedded memory backend; the one place that names it.
+/// Makes a Redis backend that is not connected yet.
+///
+/// # Errors
+/// `Config` listing every problem of the configuration.
+pub fn open_redis(config: RedisConfig) -> Result<Arc<dyn Backend>> {
+    Ok(Arc::new(RedisBackend::new(config)?))
+}
+
+/// Opens the embedded memory backend.
 ///
 /// # Errors
 /// `Config` listing every problem of the configuration.

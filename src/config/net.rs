@@ -44,7 +44,7 @@ impl Endpoint {
             Self::Unix { .. } => true,
             Self::Tcp { host, .. } => {
                 host == "localhost"
-                    || host.parse().is_ok_and(|ip: std::net::IpAddr| ip.is_loopback())
+                    || host.parse().is_ok_and(|ip: core::net::IpAddr| ip.is_loopback())
             }
         }
     }

@@ -20,11 +20,11 @@ use super::options::{self, PublishOptions};
 use super::publish::{Broadcast, Prepared, Publish};
 use super::runtime::{self, Origin, python_code};
 use super::stream::CoreSubscription;
-use crate::backend::{Backend, Due, MessageAction, Op};
+use crate::backend::{Backend, Due, ListenRequest, MessageAction, Op};
 use crate::bus::{self, Bus};
 use crate::clock::{Clock, ManualClock, SystemClock};
 use crate::codec::{self, Limits, Wire};
-use crate::config::MemoryConfig;
+use crate::config::{self, MemoryConfig, RedisConfig};
 use crate::error::Error;
 use crate::ring::Ring;
 use crate::shutdown::Tasks;
@@ -48,6 +48,9 @@ pub(crate) struct Shared {
     pub(crate) hub: Arc<Hub>,
     strict_topics: bool,
     strict_payloads: bool,
+    /// Publisher and subscriber meet at a server, so everything is encoded and sent there.
+    is_broker: bool,
+    wire: Wire,
     origin: Origin,
     clock: Option<ManualClock>,
 }
@@ -95,9 +98,10 @@ impl CoreBus {
     ) -> PyResult<(Py<PyAny>, Arc<Route>)> {
         let (text, route) = shared.route(topic)?;
         let event = event_of(text, event, None)?;
-        if shared.bus.backend().has_queue(&route.topic) {
+        if shared.is_broker || shared.bus.backend().has_queue(&route.topic) {
             let body = shared.encode(event.bind(topic.py()), &route.topic)?;
-            ops.push(Op::Publish(options::message(&route.topic, body, None)));
+            let broadcast = shared.is_broker;
+            ops.push(Op::Publish(options::message(&route.topic, body, None, broadcast)));
         } else if shared.strict_payloads {
             shared.encode(event.bind(topic.py()), &route.topic)?;
         }
@@ -116,12 +120,15 @@ impl CoreBus {
         let (text, route) = shared.route(topic)?;
         let event = event_of(text, event, options)?;
         let due = options.map_or(Due::Now, |options| options.due);
-        let wanted = options.is_some_and(|options| options.dedup_id.is_some())
+        let broadcast = shared.is_broker;
+        let wanted = broadcast
+            || options.is_some_and(|options| options.dedup_id.is_some())
             || due != Due::Now
             || shared.bus.backend().has_queue(&route.topic);
         let op = if wanted {
             let body = shared.encode(event.bind(py), &route.topic)?;
-            prepared.ops.push(Op::Publish(options::message(&route.topic, body, options)));
+            let message = options::message(&route.topic, body, options, broadcast);
+            prepared.ops.push(Op::Publish(message));
             Some(prepared.ops.iter().filter(|op| matches!(op, Op::Publish(_))).count() - 1)
         } else {
             if shared.strict_payloads {
@@ -162,7 +169,7 @@ impl Shared {
     fn encode(&self, event: &Bound<'_, PyEvent>, topic: &Arc<str>) -> PyResult<bytes::Bytes> {
         let limits = self.bus.limits();
         let core = event.get().to_core(event.py(), limits, topic)?;
-        Ok(codec::encode(&core, Wire::Native, limits)?)
+        Ok(codec::encode(&core, self.wire, limits)?)
     }
 
     pub(crate) fn binding(&self, text: &str, is_pattern: bool) -> PyResult<Binding> {
@@ -209,14 +216,16 @@ impl CoreBus {
         Self { shared: OnceLock::new(), live: AtomicBool::new(false), own: Mutex::default() }
     }
 
-    /// Opens the memory backend; a name shares it with every bus of that name in the process.
+    /// Opens a backend: `memory`, where a name shares it with every bus of that name in the
+    /// process, `redis` or `postgres`.
     #[pyo3(signature = (
-        name, config, *, strict_topics, strict_payloads, max_bytes, max_depth, max_elements,
+        kind, name, config, *, strict_topics, strict_payloads, max_bytes, max_depth, max_elements,
         manual_clock=None
     ))]
     #[allow(clippy::too_many_arguments)]
     fn _open(
         &self,
+        kind: &str,
         name: Option<String>,
         config: &Bound<'_, PyDict>,
         strict_topics: bool,
@@ -226,23 +235,67 @@ impl CoreBus {
         max_elements: usize,
         manual_clock: Option<i64>,
     ) -> PyResult<()> {
-        let config: MemoryConfig = pythonize::depythonize(config)
-            .map_err(|error| Error::Config { problems: vec![error.to_string()] })?;
         let clock = manual_clock.map(ManualClock::new);
-        let home = home(name, config, clock.as_ref())?;
+        let mut wire = Wire::Native;
+        let home = match kind {
+            "redis" => {
+                let config: RedisConfig = read_config(config)?;
+                wire = config.wire.into();
+                Home { backend: bus::open_redis(config)?, hub: Arc::default() }
+            }
+            "memory" => home(name, read_config(config)?, clock.as_ref())?,
+            other => {
+                let problems = vec![format!("unknown backend {other:?}")];
+                return Err(Error::Config { problems }.into());
+            }
+        };
         let tasks = Tasks::new(runtime::runtime()?.handle().clone());
         let limits = Limits { max_bytes, max_depth, max_elements };
+        let is_broker = home.backend.in_process().is_none();
         let bus = Bus::new(home.backend, tasks, limits);
         let shared = Shared {
             bus,
             hub: home.hub,
             strict_topics,
             strict_payloads,
+            is_broker,
+            wire,
             origin: Origin::here(),
             clock,
         };
         let _ = self.shared.set(Arc::new(shared));
         Ok(())
+    }
+
+    /// Reaches the server; a bus in this process is always ready.
+    fn _connect(&self) -> PyResult<Pending> {
+        let shared = Arc::clone(self.shared());
+        shared.origin.check()?;
+        Ok(Pending::new(move |_py| {
+            let backend = Arc::clone(shared.bus.backend());
+            Ok(Pending::run(async move { backend.connect().await }, |py, ()| Ok(py.None())))
+        }))
+    }
+
+    /// Leaves the server; a backend in this process stays, others may share it.
+    fn _disconnect(&self) -> PyResult<Pending> {
+        let shared = Arc::clone(self.shared());
+        shared.origin.check()?;
+        Ok(Pending::new(move |_py| {
+            let backend = Arc::clone(shared.bus.backend());
+            let leave = async move {
+                match backend.in_process() {
+                    Some(_) => Ok(()),
+                    None => backend.close().await,
+                }
+            };
+            Ok(Pending::run(leave, |py, ()| Ok(py.None())))
+        }))
+    }
+
+    /// Returns how the backend and its servers are.
+    fn _health<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        Ok(pythonize::pythonize(py, &self.shared().bus.backend().health())?)
     }
 
     /// Whether calls are served; otherwise each asks `_not_live` first.
@@ -449,7 +502,33 @@ impl CoreBus {
         let event_loop = mailbox::running_loop(slf.py())?.unbind();
         let subscriber = Subscriber::new(Receiver::Queued { ring: Arc::clone(&ring), event_loop });
         let id = shared.hub.insert(binding, subscriber);
-        Ok(CoreSubscription::new(Arc::clone(&shared.hub), id, ring, shared.origin))
+        Ok(CoreSubscription::of_hub(Arc::clone(&shared.hub), id, ring, shared.origin))
+    }
+
+    /// Adds a subscription with a bounded buffer of its own at the server; waits for its
+    /// confirmation. `malformed` is called with a topic and what is wrong with a frame of it.
+    fn _listen(
+        slf: &Bound<'_, Self>,
+        text: &Bound<'_, PyAny>,
+        is_pattern: bool,
+        buffer: usize,
+        overflow: &str,
+        malformed: Py<PyAny>,
+    ) -> PyResult<Pending> {
+        let shared = Arc::clone(slf.get().ready(slf, "subscribe")?);
+        let text = options::topic_text(text, if is_pattern { "pattern" } else { "topic" })?;
+        let bindings = vec![shared.binding(options::topic_str(text)?, is_pattern)?];
+        let overflow = options::overflow(overflow)?;
+        Ok(Pending::new(move |_py| {
+            let backend = Arc::clone(shared.bus.backend());
+            let request = ListenRequest { bindings, buffer, overflow, since: None };
+            let listen = async move { backend.listen(request).await };
+            Ok(Pending::run(listen, move |py, listener| {
+                let (bus, origin) = (Arc::clone(&shared.bus), shared.origin);
+                let made = CoreSubscription::of_broker(bus, listener, malformed, origin);
+                Ok(Py::new(py, made)?.into_any())
+            }))
+        }))
     }
 
     /// Removes an inline subscription.
@@ -681,6 +760,24 @@ impl Drop for CoreBus {
         // A forked child must not touch what belongs to its parent's runtime.
         if let Some(shared) = self.shared.get().filter(|shared| shared.origin.check().is_ok()) {
             shared.bus.tasks().abort();
+        }
+    }
+}
+
+/// Reads the options of a backend.
+///
+/// # Errors
+/// `Config` naming what is unknown or of another type.
+fn read_config<C: serde::de::DeserializeOwned>(config: &Bound<'_, PyDict>) -> Result<C, Error> {
+    pythonize::depythonize(config)
+        .map_err(|error| Error::Config { problems: vec![error.to_string()] })
+}
+
+impl From<config::Wire> for Wire {
+    fn from(wire: config::Wire) -> Self {
+        match wire {
+            config::Wire::Native => Self::Native,
+            config::Wire::Dataknobs => Self::DataKnobs,
         }
     }
 }

@@ -12,7 +12,7 @@ use super::runtime::Origin;
 use crate::backend::{DeadReason, Delivery, Outcome};
 use crate::bus::{Consumer, fresh_defaults};
 use crate::codec;
-use crate::error::{Error, Result};
+use crate::error::Error;
 use crate::event::Event;
 
 /// The compiled part of a consumer.
@@ -35,9 +35,15 @@ impl CoreConsumer {
 
 impl Drop for CoreConsumer {
     fn drop(&mut self) {
-        // Forgotten without a stop: give back what was claimed ahead, when that needs no waiting.
-        if self.origin.check().is_ok() && self.consumer.bus().backend().in_process().is_some() {
+        // Forgotten without a stop: give back what was claimed ahead.
+        if self.origin.check().is_err() {
+            return;
+        }
+        if self.consumer.bus().backend().in_process().is_some() {
             let _ = mailbox::now(self.consumer.stop());
+        } else {
+            let consumer = Arc::clone(&self.consumer);
+            self.consumer.bus().tasks().spawn(async move { drop(consumer.stop().await) });
         }
     }
 }
@@ -49,59 +55,46 @@ pub(crate) fn take(
     origin: Origin,
     bus: &Py<PyAny>,
 ) -> PyResult<Option<Py<CoreDelivery>>> {
-    let claimed = match consumer.pop() {
-        // Claimed before: only the frame is to be decoded.
-        Some(delivery) => {
-            match codec::decode(&delivery.body, consumer.bus().limits(), fresh_defaults) {
-                Ok(event) => Some((delivery, event)),
-                Err(_) => {
-                    consumer.put_back(delivery);
-                    claim_now(consumer)?
-                }
-            }
-        }
-        None => claim_now(consumer)?,
-    };
-    let Some((delivery, event)) = claimed else { return Ok(None) };
+    let Some((delivery, event)) = next_decoded(consumer)? else { return Ok(None) };
     let event = Py::new(py, PyEvent::received(py, event, *consumer.bus().limits())?)?;
     let bus = bus.clone_ref(py);
     let delivery = CoreDelivery::new(Arc::clone(consumer), delivery, event, origin, bus);
     Py::new(py, delivery).map(Some)
 }
 
-/// Claims at once where the backend can; brokers claim ahead.
-fn claim_now(consumer: &Arc<Consumer>) -> PyResult<Option<(Delivery, Event)>> {
-    if consumer.bus().backend().in_process().is_none() {
-        return Ok(None);
-    }
-    Ok(mailbox::now(claim_decoded(consumer))??)
-}
-
-/// Claims until a delivery can be decoded; undecodable ones go to the dead letters with their raw
-/// bytes, newer envelopes are left for newer workers.
-async fn claim_decoded(consumer: &Consumer) -> Result<Option<(Delivery, Event)>> {
-    while let Some(delivery) = consumer.claim().await? {
-        match codec::decode(&delivery.body, consumer.bus().limits(), fresh_defaults) {
-            Ok(event) => return Ok(Some((delivery, event))),
-            Err(error) => {
-                let token = delivery.lease.token;
-                let outcome = match error {
-                    Error::UnknownVersion { .. } => {
-                        Outcome::Defer { after: consumer.options().lease }
-                    }
-                    error => {
-                        consumer.bus().counters().malformed.add(1);
-                        Outcome::Dead { reason: DeadReason::Undecodable, error: error.to_string() }
-                    }
-                };
-                match consumer.settle(token, outcome).await {
-                    Ok(()) | Err(Error::LeaseLost { .. }) => {}
-                    Err(error) => return Err(error),
-                }
+/// Takes deliveries until one can be decoded, claiming at once where the backend can; brokers claim
+/// ahead. Undecodable ones go to the dead letters with their raw bytes, newer envelopes are left for
+/// newer workers.
+fn next_decoded(consumer: &Arc<Consumer>) -> PyResult<Option<(Delivery, Event)>> {
+    let in_process = consumer.bus().backend().in_process().is_some();
+    loop {
+        let Some(delivery) = consumer.pop() else {
+            if in_process && mailbox::now(consumer.fill())?? > 0 {
+                continue;
             }
+            return Ok(None);
+        };
+        let error = match codec::decode(&delivery.body, consumer.bus().limits(), fresh_defaults) {
+            Ok(event) => return Ok(Some((delivery, event))),
+            Err(error) => error,
+        };
+        let outcome = match error {
+            Error::UnknownVersion { .. } => Outcome::Defer { after: consumer.options().lease },
+            error => {
+                consumer.bus().counters().malformed.add(1);
+                Outcome::Dead { reason: DeadReason::Undecodable, error: error.to_string() }
+            }
+        };
+        let token = delivery.lease.token;
+        if !in_process {
+            consumer.settle_later(&[token], &outcome);
+            continue;
+        }
+        match mailbox::now(consumer.settle(token, outcome))? {
+            Ok(()) | Err(Error::LeaseLost { .. }) => {}
+            Err(error) => return Err(error.into()),
         }
     }
-    Ok(None)
 }
 
 #[pymethods]
@@ -192,18 +185,9 @@ impl CoreDelivery {
         self.delivery.lease.token
     }
 
-    pub(crate) fn is_settled(&self) -> bool {
-        self.settled.load(std::sync::atomic::Ordering::Acquire)
-    }
-
     /// Marks it as settled by somebody who settles several; false when it was settled before.
     pub(crate) fn claim_settlement(&self) -> bool {
         !self.settled.swap(true, std::sync::atomic::Ordering::AcqRel)
-    }
-
-    /// Acknowledges at once where the backend can, else returns what to await.
-    pub(crate) fn acknowledge(&self) -> PyResult<Option<Pending>> {
-        self.settle(Outcome::Ack)
     }
 
     pub(crate) fn mark_settled(&self) {
@@ -331,11 +315,13 @@ impl CoreDelivery {
 
 impl Drop for CoreDelivery {
     fn drop(&mut self) {
-        // Garbage collected without a settlement: give it back, when that needs no waiting.
+        // Garbage collected without a settlement: give it back.
         if !self.settled.load(std::sync::atomic::Ordering::Acquire) && self.origin.check().is_ok() {
             let token = self.delivery.lease.token;
             if self.consumer.bus().backend().in_process().is_some() {
                 let _ = mailbox::now(self.consumer.settle(token, Outcome::Release));
+            } else {
+                self.consumer.settle_later(&[token], &Outcome::Release);
             }
         }
     }

@@ -33,7 +33,7 @@ impl From<Error> for PyErr {
         match error {
             Error::Config { problems } => classes::ConfigError::new_err((text, problems)),
             Error::Topic { .. } => classes::TopicError::new_err(text),
-            Error::Connect { .. } => classes::ConnectError::new_err(text),
+            Error::Connect { .. } | Error::Refused { .. } => classes::ConnectError::new_err(text),
             Error::Timeout { outcome_unknown, .. } => {
                 classes::OperationTimeout::new_err((text, outcome_unknown))
             }

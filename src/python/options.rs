@@ -217,7 +217,12 @@ fn message_identity() -> MessageId {
 }
 
 /// Builds the message of a publish.
-pub(crate) fn message(topic: &Arc<str>, body: Bytes, options: Option<&PublishOptions>) -> Message {
+pub(crate) fn message(
+    topic: &Arc<str>,
+    body: Bytes,
+    options: Option<&PublishOptions>,
+    broadcast: bool,
+) -> Message {
     let mut message = Message {
         id: message_identity(),
         topic: Arc::clone(topic),
@@ -228,8 +233,7 @@ pub(crate) fn message(topic: &Arc<str>, body: Bytes, options: Option<&PublishOpt
         expires_after: None,
         dedup_id: None,
         unique: None,
-        // Subscribers of an in-process bus are called by the publisher.
-        broadcast: false,
+        broadcast,
     };
     if let Some(options) = options {
         message.key.clone_from(&options.key);

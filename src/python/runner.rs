@@ -19,9 +19,8 @@ use crate::bus::Consumer;
 const PAUSE_AFTER: u32 = 128;
 
 /// An awaitable that can be awaited again and again. Each time it handles deliveries until there
-/// is nothing to claim (its value is then `None`), or until something needs a decision: then its
-/// value is `(delivery, what, acknowledging)`, where `what` is the handler's exception, or, when
-/// acknowledging, the settlement's exception or an awaitable for it.
+/// is nothing to claim (its value is then `None`), or until a handler raises: then its value is
+/// `(delivery, exception)`.
 #[pyclass(module = "eventbus._eventbus")]
 pub(crate) struct Runner {
     consumer: Arc<Consumer>,
@@ -51,9 +50,12 @@ struct Running {
 
 /// What handling one delivery came to.
 enum Handled {
-    Acknowledged,
+    /// The handler returned: to be acknowledged.
+    Returned,
+    /// It waits for this.
     Suspended(Py<PyAny>),
-    Decide(Py<PyAny>),
+    /// It raised: the delivery and the exception.
+    Raised(Py<PyAny>),
 }
 
 #[pymethods]
@@ -186,12 +188,12 @@ impl Runner {
                 return Ok(None);
             };
             match self.handle(py, delivery)? {
-                Handled::Acknowledged => {}
+                Handled::Returned => {}
                 Handled::Suspended(waiter) => {
                     python_code(|| self.on_suspend.call0(py))?;
                     return Ok(Some(waiter));
                 }
-                Handled::Decide(what) => return Err(PyStopIteration::new_err((what,))),
+                Handled::Raised(what) => return Err(PyStopIteration::new_err((what,))),
             }
         }
     }
@@ -208,12 +210,12 @@ impl Runner {
                 self.running = Some(running);
                 Ok(Some(waiter))
             }
-            Ok(Stepped::Done) => match self.acknowledge(py, running.delivery)? {
-                Handled::Decide(what) => Err(PyStopIteration::new_err((what,))),
-                _ => Ok(None),
-            },
+            Ok(Stepped::Done) => {
+                self.returned(running.delivery);
+                Ok(None)
+            }
             Err(error) => {
-                let what = decide(py, running.delivery, error.into_value(py).into_any(), false)?;
+                let what = raised(py, running.delivery, error)?;
                 Err(PyStopIteration::new_err((what,)))
             }
         }
@@ -240,30 +242,20 @@ impl Runner {
                 self.running = Some(Running { context, coroutine, delivery });
                 Ok(Handled::Suspended(waiter))
             }
-            Ok(_) => self.acknowledge(py, delivery),
-            Err(error) => {
-                decide(py, delivery, error.into_value(py).into_any(), false).map(Handled::Decide)
+            Ok(_) => {
+                self.returned(delivery);
+                Ok(Handled::Returned)
             }
+            Err(error) => raised(py, delivery, error).map(Handled::Raised),
         }
     }
 
-    fn acknowledge(&mut self, py: Python<'_>, delivery: Py<CoreDelivery>) -> PyResult<Handled> {
+    /// Remembers a handled delivery for the next flush, unless its handler settled it.
+    fn returned(&mut self, delivery: Py<CoreDelivery>) {
         self.consumer.bus().counters().delivered.add(1);
-        if delivery.get().is_settled() {
-            return Ok(Handled::Acknowledged);
+        if delivery.get().claim_settlement() {
+            self.handled.push(delivery);
         }
-        if self.consumer.bus().backend().in_process().is_some() {
-            if delivery.get().claim_settlement() {
-                self.handled.push(delivery);
-            }
-            return Ok(Handled::Acknowledged);
-        }
-        let what = match delivery.get().acknowledge() {
-            Ok(None) => return Ok(Handled::Acknowledged),
-            Ok(Some(pending)) => Py::new(py, pending)?.into_any(),
-            Err(error) => error.into_value(py).into_any(),
-        };
-        decide(py, delivery, what, true).map(Handled::Decide)
     }
 
     /// Acknowledges what was handled.
@@ -273,6 +265,11 @@ impl Runner {
         }
         let handled = std::mem::take(&mut self.handled);
         let tokens: Vec<_> = handled.iter().map(|delivery| delivery.get().token()).collect();
+        if self.consumer.bus().backend().in_process().is_none() {
+            // What comes too late is told by `CoreConsumer.lost`.
+            self.consumer.settle_later(&tokens, &Outcome::Ack);
+            return Ok(());
+        }
         let results = self.consumer.settle_all_now(&tokens, &Outcome::Ack)?;
         for (delivery, result) in handled.into_iter().zip(results) {
             if let Err(error) = result {
@@ -285,11 +282,6 @@ impl Runner {
     }
 }
 
-fn decide(
-    py: Python<'_>,
-    delivery: Py<CoreDelivery>,
-    what: Py<PyAny>,
-    acknowledging: bool,
-) -> PyResult<Py<PyAny>> {
-    Ok((delivery, what, acknowledging).into_pyobject(py)?.into_any().unbind())
+fn raised(py: Python<'_>, delivery: Py<CoreDelivery>, error: PyErr) -> PyResult<Py<PyAny>> {
+    Ok((delivery, error.into_value(py)).into_pyobject(py)?.into_any().unbind())
 }

@@ -60,7 +60,7 @@ pub(crate) fn runtime() -> Result<Arc<Runtime>> {
             let runtime = Builder::new_multi_thread()
                 .worker_threads(1)
                 .thread_name("eventbus")
-                .enable_time()
+                .enable_all()
                 .build()
                 .map_err(|error| Error::Internal { reason: format!("no runtime: {error}") })?;
             let runtime = Arc::new(runtime);

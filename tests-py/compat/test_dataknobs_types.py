@@ -81,6 +81,10 @@ async def event(request: pytest.FixtureRequest, bus: InMemoryEventBus, eventuall
         "EventBusFactory",
         "EventBusConfig",
         "MemoryEventBusConfig",
+        "PostgresEventBus",
+        "PostgresEventBusConfig",
+        "RedisEventBus",
+        "RedisEventBusConfig",
     ],
 )
 def test_d01_package_offers_the_same_objects(name: str) -> None:
@@ -94,7 +98,17 @@ def test_d01_package_offers_the_same_objects(name: str) -> None:
         ("types", ["Event", "EventType", "Subscription"]),
         ("bus", ["EventBus", "create_event_bus", "create_event_bus_async"]),
         ("memory", ["InMemoryEventBus"]),
-        ("config", ["EventBusConfig", "MemoryEventBusConfig"]),
+        (
+            "config",
+            [
+                "EventBusConfig",
+                "MemoryEventBusConfig",
+                "PostgresEventBusConfig",
+                "RedisEventBusConfig",
+            ],
+        ),
+        ("redis", ["RedisEventBus"]),
+        ("postgres", ["PostgresEventBus"]),
         ("registry", ["event_bus_backends", "EventBusFactory"]),
         (
             "exceptions",

@@ -8,28 +8,28 @@ use bytes::Bytes;
 
 use super::Shared;
 use super::wait::Wakes;
-use crate::backend::{Broadcast, ListenRequest, Listener};
-use crate::error::Result;
-use crate::ring::{Item, Ring};
+use crate::backend::{Frame, ListenRequest, Listener};
+use crate::ring::Ring;
 use crate::topic::RouteId;
 
 /// What one listener has not taken yet.
 #[derive(Debug)]
 pub(super) struct Feed {
-    ring: Ring<(Arc<str>, Bytes, u64)>,
+    ring: Arc<Ring<Frame>>,
     /// Position of the newest frame offered: a message that matches twice is offered twice.
     newest: AtomicU64,
 }
 
 impl Feed {
     pub(super) fn new(request: &ListenRequest) -> Self {
-        Self { ring: Ring::new(request.buffer, request.overflow), newest: AtomicU64::new(0) }
+        let ring = Arc::new(Ring::new(request.buffer, request.overflow));
+        Self { ring, newest: AtomicU64::new(0) }
     }
 
     /// Offers a frame; called under the backend's lock, so the positions come in order.
     pub(super) fn push(&self, topic: &Arc<str>, body: &Bytes, position: u64, wakes: &mut Wakes) {
         if self.newest.swap(position, Ordering::Relaxed) != position {
-            let frame = (Arc::clone(topic), body.clone(), position);
+            let frame = Frame { topic: Arc::clone(topic), body: body.clone(), position };
             let (_, wakers) = self.ring.push_quietly(frame);
             wakes.extend(wakers);
         }
@@ -51,13 +51,8 @@ pub(super) struct MemoryListener {
 
 #[async_trait]
 impl Listener for MemoryListener {
-    async fn next(&self, max: usize) -> Result<Vec<Broadcast>> {
-        let taken = self.feed.ring.take(max).await;
-        let broadcasts = taken.into_iter().map(|item| match item {
-            Item::Value((topic, body, position)) => Broadcast::Frame { topic, body, position },
-            Item::Gap(gap) => Broadcast::Gap(gap),
-        });
-        Ok(broadcasts.collect())
+    fn buffer(&self) -> &Arc<Ring<Frame>> {
+        &self.feed.ring
     }
 }
 

@@ -4,8 +4,15 @@ They are the same objects that ``eventbus`` offers (contract D1).
 """
 
 from eventbus.compat.dataknobs.bus import EventBus, create_event_bus, create_event_bus_async
-from eventbus.compat.dataknobs.config import EventBusConfig, MemoryEventBusConfig
+from eventbus.compat.dataknobs.config import (
+    EventBusConfig,
+    MemoryEventBusConfig,
+    PostgresEventBusConfig,
+    RedisEventBusConfig,
+)
 from eventbus.compat.dataknobs.memory import InMemoryEventBus
+from eventbus.compat.dataknobs.postgres import PostgresEventBus
+from eventbus.compat.dataknobs.redis import RedisEventBus
 from eventbus.compat.dataknobs.registry import EventBusFactory, event_bus_backends
 from eventbus.compat.dataknobs.types import Event, EventType, Subscription
 
@@ -17,6 +24,10 @@ __all__ = [
     "EventType",
     "InMemoryEventBus",
     "MemoryEventBusConfig",
+    "PostgresEventBus",
+    "PostgresEventBusConfig",
+    "RedisEventBus",
+    "RedisEventBusConfig",
     "Subscription",
     "create_event_bus",
     "create_event_bus_async",

@@ -1,0 +1,237 @@
+//! Making connections: the address by topology, the stream, the login.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use redis::aio::{AsyncPushSender, MultiplexedConnection};
+use redis::{
+    AsyncConnectionConfig, Cmd, ErrorKind, ProtocolVersion, RedisConnectionInfo, RedisError, Value,
+    cmd,
+};
+
+use crate::config::{Endpoint, RedisConfig, Secret, Topology};
+use crate::error::{Error, Result};
+use crate::net::{self, Stream, Tls};
+
+/// What gets what the server sends on its own.
+pub(super) type Push = Arc<dyn AsyncPushSender>;
+
+/// Sends one command and returns its answer; an error that the server answered is an error here.
+pub(super) async fn ask(
+    connection: &mut MultiplexedConnection,
+    command: &Cmd,
+) -> Result<Value, RedisError> {
+    connection.send_packed_command(command).await?.extract_error()
+}
+
+/// Who to log in as.
+#[derive(Debug, Clone, Copy)]
+struct Login<'a> {
+    username: Option<&'a str>,
+    password: Option<&'a Secret>,
+    db: i64,
+}
+
+/// Makes connections as the configuration says.
+#[derive(Debug)]
+pub(super) struct Dialer {
+    config: RedisConfig,
+    tls: Option<Tls>,
+}
+
+impl Dialer {
+    /// Reads the TLS files.
+    ///
+    /// # Errors
+    /// `Config` when one cannot be used.
+    pub(super) fn new(config: RedisConfig) -> Result<Self> {
+        let tls = config.net.tls.as_ref().map(Tls::new).transpose()?;
+        Ok(Self { config, tls })
+    }
+
+    /// Connects to the server that holds the bus, within the connect time-out.
+    ///
+    /// # Errors
+    /// `Connect` with the address and what went wrong there; of several addresses, the last.
+    pub(super) async fn dial(
+        &self,
+        key: &str,
+        push: Option<Push>,
+    ) -> Result<(MultiplexedConnection, Endpoint)> {
+        let limit = self.config.net.connect_timeout;
+        match tokio::time::timeout(limit, self.find(key, push)).await {
+            Ok(found) => found,
+            Err(_) => {
+                let endpoint = self.config.endpoints.first();
+                let endpoint = endpoint.map_or_else(String::new, ToString::to_string);
+                Err(Error::Connect { endpoint, reason: format!("no answer within {limit:?}") })
+            }
+        }
+    }
+
+    async fn find(
+        &self,
+        key: &str,
+        push: Option<Push>,
+    ) -> Result<(MultiplexedConnection, Endpoint)> {
+        let mut problem = Error::Internal { reason: "no address".into() };
+        for endpoint in &self.config.endpoints {
+            let found = match &self.config.topology {
+                Topology::Single => Ok(endpoint.clone()),
+                Topology::Sentinel { service, username, password } => {
+                    let login =
+                        Login { username: username.as_deref(), password: password.as_ref(), db: 0 };
+                    self.master(endpoint, service, login).await
+                }
+                Topology::Cluster => self.owner(endpoint, key).await,
+            };
+            let connected = match found {
+                Ok(endpoint) => self.open(&endpoint, self.login(), push.clone()).await,
+                Err(error) => Err(error),
+            };
+            match connected {
+                Ok(connection) => return Ok(connection),
+                Err(error) => problem = error,
+            }
+        }
+        Err(problem)
+    }
+
+    fn login(&self) -> Login<'_> {
+        let net = &self.config.net;
+        Login {
+            username: net.username.as_deref(),
+            password: net.password.as_ref(),
+            db: self.config.db,
+        }
+    }
+
+    async fn open(
+        &self,
+        endpoint: &Endpoint,
+        login: Login<'_>,
+        push: Option<Push>,
+    ) -> Result<(MultiplexedConnection, Endpoint)> {
+        let plain = net::connect(endpoint).await?;
+        let stream = match &self.tls {
+            Some(tls) => tls.wrap(endpoint, plain).await?,
+            None => Stream::Plain(plain),
+        };
+        let mut info = RedisConnectionInfo::default()
+            .set_db(login.db)
+            .set_protocol(ProtocolVersion::RESP3)
+            .set_lib_name("eventbus", env!("CARGO_PKG_VERSION"));
+        if let Some(username) = login.username {
+            info = info.set_username(username);
+        }
+        if let Some(password) = login.password {
+            info = info.set_password(password.reveal());
+        }
+        let mut config = AsyncConnectionConfig::new().set_response_timeout(None);
+        if let Some(push) = push {
+            config = config.set_push_sender(push);
+        }
+        let made = MultiplexedConnection::new_with_config(&info, stream, config).await;
+        let (mut connection, driver) = made.map_err(|error| refusal(endpoint, &error))?;
+        tokio::spawn(driver);
+        // Also told by servers that accept connections before they can serve.
+        ask(&mut connection, &cmd("PING")).await.map_err(|error| refusal(endpoint, &error))?;
+        Ok((connection, endpoint.clone()))
+    }
+
+    /// Asks a sentinel who is master.
+    async fn master(
+        &self,
+        sentinel: &Endpoint,
+        service: &str,
+        login: Login<'_>,
+    ) -> Result<Endpoint> {
+        let (mut connection, _) = self.open(sentinel, login, None).await?;
+        let mut question = cmd("SENTINEL");
+        question.arg("GET-MASTER-ADDR-BY-NAME").arg(service);
+        let answer = ask(&mut connection, &question).await;
+        let answer = answer.map_err(|error| refusal(sentinel, &error))?;
+        let unknown = || net::failed(sentinel, &format!("it knows no master {service:?}"));
+        let (host, port): (String, u16) = redis::from_redis_value(answer).map_err(|_| unknown())?;
+        let endpoint = Endpoint::Tcp { host, port };
+        let (mut connection, _) = self.open(&endpoint, self.login(), None).await?;
+        let role = ask(&mut connection, &cmd("ROLE")).await;
+        match role.map_err(|error| refusal(&endpoint, &error))? {
+            Value::Array(parts) if is_text(parts.first(), b"master") => Ok(endpoint),
+            _ => Err(net::failed(&endpoint, &"it is not master any more")),
+        }
+    }
+
+    /// Asks a node of a cluster which node owns the slot of the bus.
+    async fn owner(&self, seed: &Endpoint, key: &str) -> Result<Endpoint> {
+        let (mut connection, _) = self.open(seed, self.login(), None).await?;
+        let wrong = |error: RedisError| refusal(seed, &error);
+        let slot = ask(&mut connection, cmd("CLUSTER").arg("KEYSLOT").arg(key)).await;
+        let slot: i64 =
+            redis::from_redis_value(slot.map_err(wrong)?).map_err(|e| net::failed(seed, &e))?;
+        let ranges = ask(&mut connection, cmd("CLUSTER").arg("SLOTS")).await.map_err(wrong)?;
+        owner_of(slot, ranges, seed)
+            .ok_or_else(|| net::failed(seed, &format!("no node owns slot {slot}")))
+    }
+}
+
+fn is_text(value: Option<&Value>, text: &[u8]) -> bool {
+    matches!(value, Some(Value::BulkString(found)) if found == text)
+}
+
+/// Finds the master of a slot in the answer of `CLUSTER SLOTS`.
+fn owner_of(slot: i64, ranges: Value, seed: &Endpoint) -> Option<Endpoint> {
+    let Value::Array(ranges) = ranges else { return None };
+    for range in ranges {
+        let Value::Array(parts) = range else { continue };
+        let [Value::Int(from), Value::Int(to), Value::Array(node), ..] = parts.as_slice() else {
+            continue;
+        };
+        if !(*from..=*to).contains(&slot) {
+            continue;
+        }
+        let (host, port) = (node.first()?, node.get(1)?);
+        let Value::Int(port) = port else { return None };
+        let host = match host {
+            Value::BulkString(host) if !host.is_empty() => String::from_utf8(host.clone()).ok()?,
+            // A node that does not know its own name means the one that was asked.
+            _ => match seed {
+                Endpoint::Tcp { host, .. } => host.clone(),
+                Endpoint::Unix { .. } => return None,
+            },
+        };
+        return Some(Endpoint::Tcp { host, port: u16::try_from(*port).ok()? });
+    }
+    None
+}
+
+/// Says what a server answered to an attempt to connect, without secrets.
+pub(super) fn refusal(endpoint: &Endpoint, error: &RedisError) -> Error {
+    let reason = match (error.code(), error.kind()) {
+        (Some("WRONGPASS" | "NOAUTH"), _) | (_, ErrorKind::AuthenticationFailed) => {
+            format!("authentication failed: {}; check username and password", says(error))
+        }
+        (Some("NOPERM"), _) => format!("{}; grant the rights of the ACL recipe", says(error)),
+        _ => says(error),
+    };
+    Error::Connect { endpoint: endpoint.to_string(), reason }
+}
+
+/// Returns what the server or the network said.
+pub(super) fn says(error: &RedisError) -> String {
+    match (error.code(), error.detail()) {
+        (Some(code), Some(detail)) => format!("{code} {detail}"),
+        _ => error.to_string(),
+    }
+}
+
+/// Returns the next pause before another attempt: at once, then full jitter up to 1, 2, 4, … 30 s,
+/// but below 5 s in the first minute.
+pub(super) fn pause(attempt: u32, since: Duration, fraction: f64) -> Duration {
+    if attempt == 0 {
+        return Duration::ZERO;
+    }
+    let limit = if since < Duration::from_secs(60) { 4.0 } else { 30.0 };
+    let bound = f64::from(1_u32 << attempt.min(5)).min(limit) / 2.0;
+    Duration::from_secs_f64((bound * fraction).max(0.05))
+}

@@ -1,0 +1,289 @@
+//! One supervised connection: made again for ever, proven alive by heartbeats, never silently dead.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use redis::aio::MultiplexedConnection;
+use redis::{Cmd, RedisError, Value, cmd};
+use tokio::sync::{Notify, watch};
+use tokio::time::{Instant, timeout, timeout_at};
+
+use super::dial::{ask, pause, says};
+use crate::backend::{ConnectionState, Health};
+use crate::error::{Error, Result};
+
+/// What all connections of a backend report.
+#[derive(Debug, Default)]
+pub(super) struct Status {
+    health: Mutex<Health>,
+    pub(super) malformed: AtomicU64,
+    /// Connections that are down at the moment.
+    down: Mutex<Vec<&'static str>>,
+}
+
+impl Status {
+    pub(super) fn health(&self) -> Health {
+        let mut health = self.health.lock().clone();
+        health.malformed = self.malformed.load(Ordering::Relaxed);
+        health.state = match (self.down.lock().is_empty(), health.warnings.is_empty()) {
+            (false, _) => ConnectionState::Connecting,
+            (true, false) => ConnectionState::Degraded,
+            (true, true) => ConnectionState::Live,
+        };
+        health
+    }
+
+    pub(super) fn last_error(&self) -> String {
+        self.health.lock().last_error.clone()
+    }
+
+    pub(super) fn describe(&self, server: String, warnings: Vec<String>) {
+        let mut health = self.health.lock();
+        health.server = server;
+        health.warnings = warnings;
+    }
+
+    fn lost(&self, name: &'static str, error: &str) {
+        let mut down = self.down.lock();
+        if !down.contains(&name) {
+            down.push(name);
+        }
+        drop(down);
+        let mut health = self.health.lock();
+        health.last_error = format!("{name}: {error}");
+    }
+
+    fn found(&self, name: &'static str, again: bool) {
+        self.down.lock().retain(|down| *down != name);
+        if again {
+            self.health.lock().reconnects += 1;
+        }
+    }
+}
+
+/// A connection in use, and which one it is.
+#[derive(Clone)]
+struct Live {
+    connection: MultiplexedConnection,
+    number: u64,
+}
+
+/// How a command ended without an answer of use.
+#[derive(Debug)]
+pub(super) enum Trouble {
+    /// There was no connection in time: it was never sent.
+    Unsent,
+    /// It was sent; whether it took effect is unknown.
+    Lost,
+    /// The server does not know the script.
+    NoScript,
+    /// The server cannot serve it now, another attempt (elsewhere) can succeed; nothing was done.
+    Away,
+    /// The server refuses it; nothing was done.
+    Refused(Error),
+}
+
+/// One supervised connection.
+pub(super) struct Link {
+    name: &'static str,
+    live: watch::Sender<Option<Live>>,
+    broken: Notify,
+    made: AtomicU64,
+    pub(super) status: Arc<Status>,
+    endpoint: Mutex<String>,
+}
+
+impl std::fmt::Debug for Link {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Link").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+impl Link {
+    pub(super) fn new(name: &'static str, status: Arc<Status>) -> Self {
+        Self {
+            name,
+            live: watch::Sender::new(None),
+            broken: Notify::new(),
+            made: AtomicU64::new(0),
+            status,
+            endpoint: Mutex::default(),
+        }
+    }
+
+    /// Returns the address of the server that was reached last.
+    pub(super) fn endpoint(&self) -> String {
+        self.endpoint.lock().clone()
+    }
+
+    /// Says that the connection does not work any more.
+    pub(super) fn break_off(&self) {
+        self.broken.notify_one();
+    }
+
+    /// Puts a connection that is ready into use.
+    pub(super) fn put(&self, connection: MultiplexedConnection, endpoint: String) {
+        let number = self.made.fetch_add(1, Ordering::Relaxed) + 1;
+        *self.endpoint.lock() = endpoint;
+        self.status.found(self.name, number > 1);
+        self.live.send_replace(Some(Live { connection, number }));
+    }
+
+    /// Returns the connection in use, waiting for one until the deadline.
+    async fn live(&self, deadline: Instant) -> Result<Live, Trouble> {
+        let mut live = self.live.subscribe();
+        let found = timeout_at(deadline, live.wait_for(Option::is_some)).await;
+        match found {
+            Ok(Ok(found)) => found.clone().ok_or(Trouble::Unsent),
+            _ => Err(Trouble::Unsent),
+        }
+    }
+
+    /// Sends a command once.
+    pub(super) async fn send(&self, command: &Cmd, deadline: Instant) -> Result<Value, Trouble> {
+        let Live { mut connection, number } = self.live(deadline).await?;
+        match timeout_at(deadline, ask(&mut connection, command)).await {
+            Ok(Ok(answer)) => Ok(answer),
+            Ok(Err(error)) => Err(self.trouble(&error, number)),
+            Err(_) => Err(Trouble::Lost),
+        }
+    }
+
+    /// Subscribes to channels or patterns and waits for the server's confirmation of each.
+    pub(super) async fn subscribe(
+        &self,
+        names: &[Vec<u8>],
+        patterns: bool,
+        deadline: Instant,
+    ) -> Result<(), Trouble> {
+        let Live { mut connection, number } = self.live(deadline).await?;
+        match timeout_at(deadline, subscribe(&mut connection, names, patterns)).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(error)) => Err(self.trouble(&error, number)),
+            Err(_) => Err(Trouble::Lost),
+        }
+    }
+
+    /// Ends subscriptions; a connection that breaks has ended them as well.
+    pub(super) async fn unsubscribe(&self, names: &[Vec<u8>], patterns: bool, deadline: Instant) {
+        let Ok(Live { mut connection, .. }) = self.live(deadline).await else { return };
+        let ending = async {
+            if patterns {
+                connection.punsubscribe(names).await
+            } else {
+                connection.unsubscribe(names).await
+            }
+        };
+        let _ = timeout_at(deadline, ending).await;
+    }
+
+    fn trouble(&self, error: &RedisError, number: u64) -> Trouble {
+        let current = self.made.load(Ordering::Relaxed) == number;
+        let break_off = || {
+            if current {
+                self.status.lost(self.name, &says(error));
+                self.live.send_replace(None);
+                self.broken.notify_one();
+            }
+        };
+        match error.code() {
+            Some("NOSCRIPT") => Trouble::NoScript,
+            Some(
+                "READONLY" | "MASTERDOWN" | "CLUSTERDOWN" | "MOVED" | "ASK" | "TRYAGAIN"
+                | "LOADING",
+            ) => {
+                break_off();
+                Trouble::Away
+            }
+            Some("BUSY") => Trouble::Away,
+            Some(_) => Trouble::Refused(self.refused(error)),
+            None => {
+                break_off();
+                Trouble::Lost
+            }
+        }
+    }
+
+    fn refused(&self, error: &RedisError) -> Error {
+        // A script's failure carries the cause inside its text.
+        let reason = says(error);
+        let remedy = if reason.contains("OOM") {
+            "consume what waits, raise maxmemory or free memory, then try again"
+        } else if reason.contains("MISCONF") {
+            "make room on the server's disk, then try again"
+        } else if reason.contains("NOPERM") {
+            "grant the rights of the ACL recipe"
+        } else {
+            "see the server's log"
+        };
+        Error::Refused { endpoint: self.endpoint(), reason, remedy }
+    }
+
+    /// Returns the error of an operation that had no answer until its deadline.
+    pub(super) fn too_late(&self, operation: &'static str, after: Duration, sent: bool) -> Error {
+        let trouble = self.status.last_error();
+        if !sent && !trouble.is_empty() {
+            let reason = format!("{operation} waited {after:?} for a connection; last: {trouble}");
+            return Error::Connect { endpoint: self.endpoint(), reason };
+        }
+        Error::Timeout { operation, after, outcome_unknown: sent }
+    }
+
+    /// Proves the connection alive until it is not, or was said to be broken.
+    pub(super) async fn watch(&self, every: Duration) {
+        loop {
+            tokio::select! {
+                // May be news of an older connection: the ping tells.
+                () = self.broken.notified() => {}
+                () = tokio::time::sleep(every) => {}
+            }
+            let live = self.live.borrow().clone();
+            let Some(Live { mut connection, .. }) = live else { return };
+            let ping = cmd("PING");
+            let problem = match timeout(every, ask(&mut connection, &ping)).await {
+                Ok(Ok(_)) => continue,
+                Ok(Err(error)) => says(&error),
+                Err(_) => format!("no heartbeat within {every:?}"),
+            };
+            self.status.lost(self.name, &problem);
+            self.live.send_replace(None);
+            return;
+        }
+    }
+
+    /// Runs `make` until it gives a connection that is ready for use, and puts it into use.
+    pub(super) async fn renew<F>(&self, mut make: impl FnMut() -> F)
+    where
+        F: Future<Output = Result<(MultiplexedConnection, String)>>,
+    {
+        let since = Instant::now();
+        let mut attempt = 0;
+        loop {
+            let wait = pause(attempt, since.elapsed(), rand::random());
+            tokio::time::sleep(wait).await;
+            match make().await {
+                Ok((connection, endpoint)) => return self.put(connection, endpoint),
+                Err(error) => self.status.lost(self.name, &error.to_string()),
+            }
+            attempt += 1;
+        }
+    }
+}
+
+/// Subscribes on a connection, a thousand names at a time.
+pub(super) async fn subscribe(
+    connection: &mut MultiplexedConnection,
+    names: &[Vec<u8>],
+    patterns: bool,
+) -> Result<(), RedisError> {
+    for some in names.chunks(1000) {
+        if patterns {
+            connection.psubscribe(some).await?;
+        } else {
+            connection.subscribe(some).await?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,324 @@
+-- What declares groups, and what operators see and do.
+--
+-- ARGV[1] names the operation, ARGV[2] the group. Answers {'nogroup'} when there is none.
+local operation, name = ARGV[1], ARGV[2]
+
+-- Publishers compute targets with a copy of the bindings; a new version makes them read again.
+local function changed()
+  -- Begins with the time, so that no version comes twice even when all data was lost.
+  call('SET', P .. 'v', int(now), 'NX')
+  call('INCR', P .. 'v')
+end
+
+if operation == 'declare' then
+  -- max or '', binding, ...
+  local g = call('HGET', P .. 'names', name)
+  local new = not g
+  if new then
+    g = int(call('HINCRBY', P .. 'n', 'group', 1))
+    call('HSET', P .. 'names', name, g)
+    call('HSET', P .. 'g' .. g .. ':m', 'name', name)
+  end
+  local group = open_group(g)
+  if ARGV[3] ~= '' then
+    call('HSET', group.G .. 'm', 'max', ARGV[3])
+  end
+  local bound = new
+  for at = 4, #ARGV do
+    if call('HEXISTS', group.G .. 'q', ARGV[at]) == 0 then
+      local queue = int(call('HINCRBY', group.G .. 'm', 'nextq', 1) - 1)
+      call('HSET', group.G .. 'q', ARGV[at], queue)
+      call('HSET', group.G .. 'm', 'b' .. queue, ARGV[at])
+      bound = true
+    end
+  end
+  if bound then
+    changed()
+  end
+  wake_all(group)
+  return { 'ok' }
+end
+
+if operation == 'registry' then
+  local answer = { call('GET', P .. 'v') or '0' }
+  local names = call('HGETALL', P .. 'names')
+  for at = 1, #names, 2 do
+    local queues = call('HGETALL', P .. 'g' .. names[at + 1] .. ':q')
+    for to = 1, #queues, 2 do
+      answer[#answer + 1] = names[at]
+      answer[#answer + 1] = names[at + 1]
+      answer[#answer + 1] = queues[to + 1]
+      answer[#answer + 1] = queues[to]
+    end
+  end
+  return answer
+end
+
+if operation == 'configure' then
+  -- dead_retention, max_dead, max_tombstones
+  call(
+    'HSET', P .. 'config', 'dead_retention', ARGV[2], 'max_dead', ARGV[3], 'max_tombstones', ARGV[4]
+  )
+  return { 'ok' }
+end
+
+-- Returns the oldest acceptance of what is ready, blocked ones included.
+local function ready_of(group, queues)
+  local oldest
+  local function older(seq)
+    if seq and (not oldest or seq < oldest) then
+      oldest = seq
+    end
+  end
+  for at = 1, #queues, 2 do
+    local queue = queues[at + 1]
+    older(call('LINDEX', group.G .. 'l' .. queue, 0) or nil)
+    for _, seq in ipairs(call('ZRANGE', group.G .. 'z' .. queue, 0, 9999)) do
+      older(seq)
+    end
+  end
+  older(call('ZRANGE', group.G .. 'b', 0, 0)[1])
+  local copy = oldest and load_copy(group, oldest)
+  return copy and int(copy.accepted) or '-1'
+end
+
+if operation == 'inspect' then
+  sweep_records()
+  local counts = call('HMGET', P .. 'n', 'published', 'duplicates')
+  local answer = { counts[1] or '0', counts[2] or '0', int(call('ZCARD', P .. 'rk')), int(now) }
+  local names = call('HGETALL', P .. 'names')
+  for at = 1, #names, 2 do
+    local group = open_group(names[at + 1])
+    sweep(group)
+    trim_dead(group)
+    wake_waiting(group)
+    local G = group.G
+    local queues = call('HGETALL', G .. 'q')
+    local meta = call(
+      'HMGET', G .. 'm', 'paused', 'accepted', 'acked', 'retried', 'expired', 'removed', 'dead'
+    )
+    answer[#answer + 1] = {
+      names[at], meta[1] or '0', meta[2] or '0', meta[3] or '0', meta[4] or '0', meta[5] or '0',
+      meta[6] or '0', meta[7] or '0', int(call('HLEN', G .. 'c')), int(call('ZCARD', G .. 'd')),
+      int(call('ZCARD', G .. 't')), ready_of(group, queues), queues,
+    }
+  end
+  return answer
+end
+
+local group = find_group(name)
+if not group then
+  return { 'nogroup' }
+end
+local G = group.G
+
+-- Removes at most `limit` waiting copies, of one queue or all; returns how many.
+local function remove_waiting(queue, limit)
+  local cursor, removed = '0', 0
+  repeat
+    local page = call('HSCAN', G .. 'c', cursor, 'COUNT', 1000)
+    cursor = page[1]
+    for at = 1, #page[2], 2 do
+      local seq, blob = page[2][at], page[2][at + 1]
+      local of = #blob > HEAD and int(struct.unpack('>I4', blob, 17)) or '0'
+      if (not queue or of == queue) and call('HEXISTS', G .. 'a', seq) == 0 and removed < limit then
+        local copy = load_copy(group, seq)
+        displace(group, copy)
+        discard(group, copy)
+        removed = removed + 1
+      end
+    end
+  until cursor == '0' or removed >= limit
+  return removed
+end
+
+if operation == 'unbind' then
+  sweep(group)
+  local removed = 0
+  for at = 3, #ARGV do
+    local queue = call('HGET', G .. 'q', ARGV[at])
+    if queue then
+      call('HDEL', G .. 'q', ARGV[at])
+      call('HDEL', G .. 'm', 'b' .. queue)
+      removed = removed + remove_waiting(queue, 1000000)
+      wake(group.g, queue, 1000000)
+      changed()
+    end
+  end
+  wake_waiting(group)
+  wake_all(group)
+  return { 'ok', removed }
+end
+
+if operation == 'delete' then
+  local held_here = call('HLEN', G .. 'c') + tonumber(call('HGET', G .. 'm', 'dead') or 0)
+  wake_all(group)
+  local last_queue = tonumber(call('HGET', G .. 'm', 'nextq') or 0) - 1
+  for queue = 0, last_queue do
+    call('UNLINK', G .. 'l' .. queue, G .. 'z' .. queue, G .. 'w' .. queue)
+  end
+  for part in string.gmatch('m c s i b d t a e k u D L q', '%a') do
+    call('UNLINK', G .. part)
+  end
+  call('HDEL', P .. 'names', name)
+  changed()
+  return { 'ok', held_here }
+end
+
+if operation == 'purge' then
+  -- limit; answers how many and whether there may be more
+  sweep(group)
+  local removed = remove_waiting(nil, tonumber(ARGV[3]))
+  wake_waiting(group)
+  return { 'ok', removed }
+end
+
+if operation == 'pause' then
+  call('HSET', G .. 'm', 'paused', ARGV[3])
+  wake_all(group)
+  return { 'ok' }
+end
+
+sweep(group)
+
+if operation == 'message' then
+  -- id; answers per copy: queue, topic, state, at, attempts, priority
+  local answer = { 'ok' }
+  for seq in string.gmatch(call('HGET', G .. 'i', ARGV[3]) or '', '[^,]+') do
+    local copy, state = load_copy(group, seq), load_state(group, seq)
+    if copy and copy.id then
+      local leased, due = call('ZSCORE', G .. 't', seq), call('ZSCORE', G .. 'd', seq)
+      local where, at = 'ready', math.max(copy.accepted, state.since)
+      if leased then
+        where, at = 'active', tonumber(leased)
+      elseif due then
+        where, at = 'delayed', tonumber(due)
+      end
+      answer[#answer + 1] = {
+        copy.queue, copy.topic, where, int(at), int(state.attempts), int(copy.priority),
+      }
+    end
+  end
+  wake_waiting(group)
+  return answer
+end
+
+if operation == 'act' then
+  -- id, action, at
+  local changes = 0
+  for seq in string.gmatch(call('HGET', G .. 'i', ARGV[3]) or '', '[^,]+') do
+    local copy = load_copy(group, seq)
+    local active = call('HEXISTS', G .. 'a', seq) == 1
+    local delayed = call('ZSCORE', G .. 'd', seq)
+    local action = ARGV[4]
+    if copy and not active and (action ~= 'promote' or delayed) then
+      displace(group, copy)
+      if action == 'cancel' then
+        discard(group, copy)
+      else
+        local at = action == 'promote' and now or tonumber(ARGV[5])
+        local state = load_state(group, seq)
+        state.since = math.max(at, now)
+        save_state(group, seq, state)
+        place(group, copy, at)
+      end
+      changes = changes + 1
+    end
+  end
+  wake_waiting(group)
+  return { 'ok', changes }
+end
+
+trim_dead(group)
+
+if operation == 'dead' then
+  -- after or '', limit; answers per letter: id, parts
+  local place_after = ARGV[3] ~= '' and call('ZSCORE', G .. 'D', ARGV[3])
+  local from = place_after and '(' .. place_after or '-inf'
+  local ids = call('ZRANGEBYSCORE', G .. 'D', from, '+inf', 'LIMIT', 0, tonumber(ARGV[4]))
+  local answer, letters_given = { 'ok' }, 0
+  for _, id in ipairs(ids) do
+    if letters_given >= tonumber(ARGV[4]) then
+      break
+    end
+    for _, letter in ipairs(cmsgpack.unpack(call('HGET', G .. 'L', id))) do
+      letters_given = letters_given + 1
+      answer[#answer + 1] = {
+        id, letter[1], letter[3], letter[4], int(letter[5]), int(letter[6]), int(letter[7]), letter[8],
+      }
+    end
+  end
+  wake_waiting(group)
+  return answer
+end
+
+if operation == 'discard_dead' then
+  local found = 0
+  for at = 3, #ARGV do
+    local letters = call('HGET', G .. 'L', ARGV[at])
+    if letters then
+      found = found + #cmsgpack.unpack(letters)
+      call('HDEL', G .. 'L', ARGV[at])
+      call('ZREM', G .. 'D', ARGV[at])
+    end
+  end
+  call('HINCRBY', G .. 'm', 'dead', 0 - found)
+  count(group, 'removed', found)
+  return { 'ok', found }
+end
+
+if operation == 'retry_dead' then
+  local asked = 0
+  for at = 3, #ARGV do
+    local letters = call('HGET', G .. 'L', ARGV[at])
+    asked = asked + (letters and #cmsgpack.unpack(letters) or 0)
+  end
+  local max = call('HGET', G .. 'm', 'max')
+  if max and call('HLEN', G .. 'c') + asked > tonumber(max) then
+    return { 'full', max }
+  end
+  local found = 0
+  for at = 3, #ARGV do
+    local letters = call('HGET', G .. 'L', ARGV[at])
+    local left = {}
+    for _, letter in ipairs(letters and cmsgpack.unpack(letters) or {}) do
+      local queue = call('HGET', G .. 'q', letter[2])
+      local message = string.sub(letter[8], HEAD + 1)
+      local ok, parts = pcall(cmsgpack.unpack, message)
+      local unique = ok and type(parts) == 'table' and parts[6]
+      local ours = ok and type(parts) == 'table' and type(parts[1]) == 'string' and #parts[1] == 16
+      if ours and queue and not (unique and call('HEXISTS', G .. 'u', queue .. ':' .. unique) == 1) then
+        local seq = name_of(call('HINCRBY', P .. 'n', 'seq', 1))
+        local ttl = parts[5]
+        local copy = {
+          seq = seq, queue = queue, key = parts[3] or nil, priority = parts[4], id = parts[1],
+          expires = ttl and now + ttl or 0,
+        }
+        local kind = string.sub(letter[8], HEAD, HEAD)
+        local head = struct.pack('>ddI4c1', now, copy.expires, tonumber(queue), kind)
+        call('HSET', G .. 'c', seq, head .. message)
+        local seqs = call('HGET', G .. 'i', copy.id)
+        call('HSET', G .. 'i', copy.id, seqs and seqs .. ',' .. seq or seq)
+        if unique then
+          call('HSET', G .. 'u', queue .. ':' .. unique, seq)
+        end
+        if copy.key then
+          call('ZADD', G .. 'k', 0, line_prefix(copy.key) .. seq)
+        end
+        place(group, copy, now)
+        found = found + 1
+      else
+        left[#left + 1] = letter
+      end
+    end
+    if letters and #left == 0 then
+      call('HDEL', G .. 'L', ARGV[at])
+      call('ZREM', G .. 'D', ARGV[at])
+    elseif letters then
+      call('HSET', G .. 'L', ARGV[at], cmsgpack.pack(left))
+    end
+  end
+  call('HINCRBY', G .. 'm', 'dead', 0 - found)
+  wake_waiting(group)
+  return { 'ok', found }
+end

@@ -1,0 +1,281 @@
+//! The Redis backend: the whole contract on one server, a Sentinel set or a cluster.
+//!
+//! Every write is one Lua script (`lua/`), so it is atomic; all keys of a bus share a hash tag. Two
+//! connections per process, whatever the number of subscriptions and consumers: commands, which are
+//! pipelined, and pub/sub, which also carries the wake-ups of waiting claims.
+//!
+//! - `dial`: makes a connection; `link`: keeps one; `session`: everything between connect and close
+//! - `lanes`, `batch`: commits; `registry`: the bindings that targets are computed with
+//! - `claim`, `waits`: claims and who waits for one; `operate`: groups and operators
+//! - `listen`: broadcasts; `message`: the stored form of a message, which is also its frame
+//! - `checks`: what an operator should know of the server; `scripts`: the scripts
+
+mod batch;
+mod checks;
+mod claim;
+mod dead_reason;
+mod dial;
+mod lanes;
+mod link;
+mod listen;
+mod message;
+mod operate;
+mod registry;
+mod scripts;
+mod session;
+mod waits;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use parking_lot::RwLock;
+use tokio::time::Instant;
+
+use self::dial::Dialer;
+use self::session::Session;
+use super::{
+    Backend, Capabilities, ClaimRequest, Committed, ConnectionState, DeadLetter, Delivery,
+    GroupSpec, Health, Inspection, Lease, ListenRequest, Listener, MessageAction, MessageId,
+    MessageInfo, Op, Record, Transaction,
+};
+use crate::config::RedisConfig;
+use crate::error::{Error, Result};
+use crate::topic::Binding;
+
+/// Returns a duration in microseconds, as the scripts count; beyond 2^53 they could not.
+fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX).min(1 << 52)
+}
+
+/// A backend on Redis.
+#[derive(Debug)]
+pub struct RedisBackend {
+    config: RedisConfig,
+    dialer: Arc<Dialer>,
+    session: RwLock<Option<Arc<Session>>>,
+    /// One attempt to connect at a time.
+    connecting: tokio::sync::Mutex<()>,
+    closed: AtomicBool,
+    capabilities: Capabilities,
+}
+
+impl RedisBackend {
+    /// Creates a backend that is not connected yet.
+    ///
+    /// # Errors
+    /// `Config` listing every problem; a TLS file that cannot be read is one.
+    pub fn new(config: RedisConfig) -> Result<Self> {
+        config.validate()?;
+        let capabilities = Capabilities {
+            name: "redis",
+            in_process: false,
+            durable: true,
+            replay: false,
+            max_partitions: 1,
+        };
+        Ok(Self {
+            dialer: Arc::new(Dialer::new(config.clone())?),
+            config,
+            session: RwLock::default(),
+            connecting: tokio::sync::Mutex::default(),
+            closed: AtomicBool::new(false),
+            capabilities,
+        })
+    }
+
+    fn session(&self) -> Result<Arc<Session>> {
+        let session = self.session.read().clone();
+        session.ok_or_else(|| {
+            if self.closed.load(Ordering::Acquire) {
+                Error::Closed { what: "bus" }
+            } else {
+                Error::NotConnected { bus: "redis" }
+            }
+        })
+    }
+}
+
+fn at_least_one(what: &'static str, value: usize) -> Result<()> {
+    if value > 0 {
+        return Ok(());
+    }
+    Err(Error::InvalidArgument { what, value: value.to_string(), rule: "must be at least 1" })
+}
+
+#[async_trait]
+impl Backend for RedisBackend {
+    fn capabilities(&self) -> &Capabilities {
+        &self.capabilities
+    }
+
+    async fn connect(&self) -> Result<()> {
+        let _turn = self.connecting.lock().await;
+        if self.session.read().is_some() {
+            return Ok(());
+        }
+        let session = Session::open(self.config.clone(), Arc::clone(&self.dialer)).await?;
+        *self.session.write() = Some(session);
+        self.closed.store(false, Ordering::Release);
+        Ok(())
+    }
+
+    fn has_queue(&self, topic: &str) -> bool {
+        self.session().is_ok_and(|session| session.registry.read().has_queue(topic))
+    }
+
+    async fn commit(&self, batch: Vec<Transaction>) -> Vec<Result<Committed>> {
+        let session = match self.session() {
+            Ok(session) => session,
+            Err(error) => return vec![Err(error); batch.len()],
+        };
+        let only_settles = |tx: &Transaction| tx.ops.iter().all(|op| matches!(op, Op::Settle(..)));
+        // One lane for all of a call keeps its order.
+        if batch.iter().all(only_settles) {
+            session.settles.commit(batch).await
+        } else {
+            session.writes.commit(batch).await
+        }
+    }
+
+    async fn listen(&self, request: ListenRequest) -> Result<Box<dyn Listener>> {
+        at_least_one("buffer", request.buffer)?;
+        if request.since.is_some() {
+            return Err(Error::Unsupported {
+                operation: "subscribe(since=…)",
+                backend: "redis",
+                remedy: "subscribe without since, or use a backend with retention",
+            });
+        }
+        let session = self.session()?;
+        let names = &session.receiver.names;
+        let wanted = request
+            .bindings
+            .iter()
+            .flat_map(|binding| listen::server_names(names, binding))
+            .collect();
+        let deadline = Instant::now() + self.config.net.op_timeout;
+        // The feed is there first, so that nothing falls between the confirmation and it.
+        let slot = Arc::new(parking_lot::Mutex::new(None));
+        let listener = session.receiver.feeds.add(request, Box::new(Arc::clone(&slot)));
+        let added = session.subscriptions.add(&session.pushes, wanted, deadline).await;
+        let needed = added.map_err(|trouble| session.failed("subscribe", trouble))?;
+        *slot.lock() = Some(needed);
+        Ok(Box::new(listener))
+    }
+
+    async fn declare_group(&self, spec: GroupSpec) -> Result<()> {
+        self.session()?.declare(spec).await
+    }
+
+    async fn unbind(&self, group: &str, bindings: &[Binding]) -> Result<u64> {
+        self.session()?.unbind(group, bindings).await
+    }
+
+    async fn delete_group(&self, group: &str) -> Result<u64> {
+        self.session()?.delete(group).await
+    }
+
+    async fn purge(&self, group: &str) -> Result<u64> {
+        self.session()?.purge(group).await
+    }
+
+    async fn pause(&self, group: &str, paused: bool) -> Result<()> {
+        self.session()?.pause(group, paused).await
+    }
+
+    async fn claim(&self, request: &ClaimRequest) -> Result<Vec<Delivery>> {
+        at_least_one("max", request.max)?;
+        at_least_one("max_deliveries", request.max_deliveries as usize)?;
+        if request.lease.is_zero() {
+            let rule = "must be longer than 0 s";
+            return Err(Error::InvalidArgument { what: "lease", value: "0 s".into(), rule });
+        }
+        let session = self.session()?;
+        // A dropped caller must not take deliveries along: the claim ends on its own, and gives back
+        // what nobody takes.
+        let request = request.clone();
+        let (give, taken) = tokio::sync::oneshot::channel();
+        let own = Arc::clone(&session);
+        session.tasks.spawn(async move {
+            let claimed = own.claim(&request).await;
+            if let Err(Ok(claimed)) = give.send(claimed) {
+                own.give_back(claimed).await;
+            }
+        });
+        taken.await.unwrap_or(Err(Error::Closed { what: "bus" }))
+    }
+
+    async fn wait_ready(&self, request: &ClaimRequest) -> Result<()> {
+        let session = self.session()?;
+        let waited = session.wait_ready(request).await;
+        if self.closed.load(Ordering::Acquire) {
+            return Err(Error::Closed { what: "bus" });
+        }
+        waited
+    }
+
+    async fn renew(&self, leases: &[Lease], lease: Duration) -> Vec<Result<()>> {
+        match self.session() {
+            Ok(session) => session.renew(leases, lease).await,
+            Err(error) => vec![Err(error); leases.len()],
+        }
+    }
+
+    async fn read(&self, keys: &[Arc<str>]) -> Result<Vec<Option<Record>>> {
+        self.session()?.read(keys).await
+    }
+
+    async fn scan(&self, prefix: &str, after: Option<&str>, limit: usize) -> Result<Vec<Record>> {
+        self.session()?.scan(prefix, after, limit).await
+    }
+
+    async fn inspect(&self) -> Result<Inspection> {
+        self.session()?.inspect().await
+    }
+
+    async fn message(&self, group: &str, id: MessageId) -> Result<Vec<MessageInfo>> {
+        self.session()?.message(group, id).await
+    }
+
+    async fn act_on(&self, group: &str, id: MessageId, action: MessageAction) -> Result<u64> {
+        self.session()?.act_on(group, id, action).await
+    }
+
+    async fn dead_letters(
+        &self,
+        group: &str,
+        after: Option<MessageId>,
+        limit: usize,
+    ) -> Result<Vec<DeadLetter>> {
+        self.session()?.dead_letters(group, after, limit).await
+    }
+
+    async fn retry_dead(&self, group: &str, ids: &[MessageId]) -> Result<u64> {
+        self.session()?.on_dead("retry_dead", group, ids).await
+    }
+
+    async fn discard_dead(&self, group: &str, ids: &[MessageId]) -> Result<u64> {
+        self.session()?.on_dead("discard_dead", group, ids).await
+    }
+
+    fn health(&self) -> Health {
+        match self.session() {
+            Ok(session) => session.status.health(),
+            Err(Error::Closed { .. }) => {
+                Health { state: ConnectionState::Closed, ..Health::default() }
+            }
+            Err(_) => Health { state: ConnectionState::Connecting, ..Health::default() },
+        }
+    }
+
+    async fn close(&self) -> Result<()> {
+        self.closed.store(true, Ordering::Release);
+        let session = self.session.write().take();
+        if let Some(session) = session {
+            session.close().await;
+        }
+        Ok(())
+    }
+}

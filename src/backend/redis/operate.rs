@@ -1,0 +1,354 @@
+//! Groups, and what operators see and do.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use redis::{Cmd, Value};
+use tokio::time::Instant;
+
+use super::message::{self, HEAD};
+use super::registry::{read_binding, text, write_binding};
+use super::session::Session;
+use super::{dead_reason, scripts};
+use crate::backend::{
+    DeadLetter, GroupSpec, GroupStats, Inspection, MessageAction, MessageId, MessageInfo,
+    MessageState, Record,
+};
+use crate::error::{Error, Result};
+use crate::topic::{self, Binding};
+
+/// Most messages removed by one run of a script.
+const AT_ONCE: u64 = 5000;
+
+fn nonsense() -> Error {
+    Error::Internal { reason: "a script gave an answer that cannot be read".into() }
+}
+
+fn array(value: Value) -> Result<Vec<Value>> {
+    match value {
+        Value::Array(parts) => Ok(parts),
+        _ => Err(nonsense()),
+    }
+}
+
+fn number<T: std::str::FromStr>(value: Option<Value>) -> Result<T> {
+    value.and_then(text).and_then(|text| text.parse().ok()).ok_or_else(nonsense)
+}
+
+fn bytes(value: Option<Value>) -> Result<Bytes> {
+    match value {
+        Some(Value::BulkString(bytes)) => Ok(Bytes::from(bytes)),
+        _ => Err(nonsense()),
+    }
+}
+
+impl Session {
+    /// Runs an operation on a group; returns the parts behind `ok`.
+    async fn operate(
+        &self,
+        operation: &'static str,
+        group: &str,
+        arguments: impl FnOnce(&mut Cmd),
+    ) -> Result<std::vec::IntoIter<Value>> {
+        let answer = self
+            .script(operation, &scripts::ADMIN, |command| {
+                command.arg(operation).arg(group.as_bytes());
+                arguments(command);
+            })
+            .await?;
+        let mut parts = array(answer)?.into_iter();
+        match parts.next().and_then(text).as_deref() {
+            Some("ok") => Ok(parts),
+            Some("nogroup") => Err(Error::NotFound { what: "group", name: group.to_owned() }),
+            Some("full") => {
+                Err(Error::QueueFull { queue: group.to_owned(), limit: number(parts.next())? })
+            }
+            _ => Err(nonsense()),
+        }
+    }
+
+    /// Reads the bindings anew after they changed here.
+    async fn refresh(&self) -> Result<()> {
+        let deadline = Instant::now() + self.config.net.op_timeout;
+        let refreshed = self.context.refresh(deadline).await;
+        refreshed.map_err(|trouble| self.failed("reading the groups", trouble))
+    }
+
+    pub(super) async fn declare(&self, spec: GroupSpec) -> Result<()> {
+        topic::validate_group(&spec.name)?;
+        if spec.max_length == Some(0) {
+            let rule = "must be at least 1 message";
+            return Err(Error::InvalidArgument { what: "max_length", value: "0".into(), rule });
+        }
+        self.operate("declare", &spec.name, |command| {
+            command.arg(spec.max_length.map(|max| max.to_string()).unwrap_or_default());
+            for binding in &spec.bindings {
+                command.arg(write_binding(binding));
+            }
+        })
+        .await?;
+        self.refresh().await
+    }
+
+    pub(super) async fn unbind(&self, group: &str, bindings: &[Binding]) -> Result<u64> {
+        let mut parts = self
+            .operate("unbind", group, |command| {
+                for binding in bindings {
+                    command.arg(write_binding(binding));
+                }
+            })
+            .await?;
+        self.refresh().await?;
+        number(parts.next())
+    }
+
+    pub(super) async fn delete(&self, group: &str) -> Result<u64> {
+        let mut parts = self.operate("delete", group, |_| {}).await?;
+        self.refresh().await?;
+        // Who waits here learns that the group is gone.
+        self.waits.wake(group);
+        number(parts.next())
+    }
+
+    /// Removes what waits, some thousand at a time, so that the server serves others in between.
+    pub(super) async fn purge(&self, group: &str) -> Result<u64> {
+        let mut total = 0;
+        loop {
+            let mut parts = self
+                .operate("purge", group, |command| {
+                    command.arg(AT_ONCE);
+                })
+                .await?;
+            let removed: u64 = number(parts.next())?;
+            total += removed;
+            if removed < AT_ONCE {
+                return Ok(total);
+            }
+        }
+    }
+
+    pub(super) async fn pause(&self, group: &str, paused: bool) -> Result<()> {
+        self.operate("pause", group, |command| {
+            command.arg(u8::from(paused));
+        })
+        .await?;
+        Ok(())
+    }
+
+    pub(super) async fn inspect(&self) -> Result<Inspection> {
+        let answer = self.script("inspect", &scripts::ADMIN, |command| {
+            command.arg("inspect").arg("");
+        });
+        let mut parts = array(answer.await?)?.into_iter();
+        let mut inspection = Inspection {
+            backend: "redis".into(),
+            published: number(parts.next())?,
+            duplicates: number(parts.next())?,
+            records: number(parts.next())?,
+            groups: Vec::new(),
+        };
+        let now: i64 = number(parts.next())?;
+        for group in parts {
+            inspection.groups.push(stats(group, now)?);
+        }
+        inspection.groups.sort_by(|a, b| a.group.cmp(&b.group));
+        Ok(inspection)
+    }
+
+    pub(super) async fn message(&self, group: &str, id: MessageId) -> Result<Vec<MessageInfo>> {
+        let name: Arc<str> = group.into();
+        let copies = self
+            .operate("message", group, |command| {
+                command.arg(&id);
+            })
+            .await?;
+        let info = |copy| {
+            let mut parts = array(copy)?.into_iter();
+            let binding = number(parts.next())?;
+            let topic: String = parts.next().and_then(text).ok_or_else(nonsense)?;
+            let state = match parts.next().and_then(text).as_deref() {
+                Some("active") => MessageState::Active,
+                Some("delayed") => MessageState::Delayed,
+                _ => MessageState::Ready,
+            };
+            Ok(MessageInfo {
+                group: Arc::clone(&name),
+                binding,
+                message: id,
+                topic: topic.into(),
+                state,
+                at: number(parts.next())?,
+                attempts: number(parts.next())?,
+                priority: number(parts.next())?,
+            })
+        };
+        copies.map(info).collect()
+    }
+
+    pub(super) async fn act_on(
+        &self,
+        group: &str,
+        id: MessageId,
+        action: MessageAction,
+    ) -> Result<u64> {
+        let (name, at) = match action {
+            MessageAction::Cancel => ("cancel", 0),
+            MessageAction::Reschedule(at) => ("reschedule", at),
+            MessageAction::Promote => ("promote", 0),
+        };
+        let mut parts = self
+            .operate("act", group, |command| {
+                command.arg(&id).arg(name).arg(at);
+            })
+            .await?;
+        number(parts.next())
+    }
+
+    pub(super) async fn dead_letters(
+        &self,
+        group: &str,
+        after: Option<MessageId>,
+        limit: usize,
+    ) -> Result<Vec<DeadLetter>> {
+        let name: Arc<str> = group.into();
+        let letters = self
+            .operate("dead", group, |command| {
+                command.arg(after.as_ref().map_or(&[][..], |id| &id[..])).arg(limit);
+            })
+            .await?;
+        letters.map(|letter| dead_letter(&name, letter)).collect()
+    }
+
+    pub(super) async fn on_dead(
+        &self,
+        operation: &'static str,
+        group: &str,
+        ids: &[MessageId],
+    ) -> Result<u64> {
+        let mut parts = self
+            .operate(operation, group, |command| {
+                for id in ids {
+                    command.arg(id);
+                }
+            })
+            .await?;
+        number(parts.next())
+    }
+
+    pub(super) async fn read(&self, keys: &[Arc<str>]) -> Result<Vec<Option<Record>>> {
+        let answer = self
+            .script("read", &scripts::READ, |command| {
+                command.arg("read");
+                for key in keys {
+                    command.arg(key.as_bytes());
+                }
+            })
+            .await?;
+        let found = array(answer)?.into_iter();
+        keys.iter().zip(found).map(|(key, value)| record(key, value)).collect()
+    }
+
+    pub(super) async fn scan(
+        &self,
+        prefix: &str,
+        after: Option<&str>,
+        limit: usize,
+    ) -> Result<Vec<Record>> {
+        let answer = self
+            .script("scan", &scripts::READ, |command| {
+                command
+                    .arg("scan")
+                    .arg(prefix.as_bytes())
+                    .arg(after.unwrap_or_default().as_bytes())
+                    .arg(limit);
+            })
+            .await?;
+        let mut parts = array(answer)?.into_iter();
+        let mut found = Vec::new();
+        while let (Some(key), Some(value)) = (parts.next(), parts.next()) {
+            let key: Arc<str> = text(key).ok_or_else(nonsense)?.into();
+            found.extend(record(&key, value)?);
+        }
+        Ok(found)
+    }
+}
+
+/// Reads `version:value`; nothing when the record is absent.
+fn record(key: &Arc<str>, value: Value) -> Result<Option<Record>> {
+    let Value::BulkString(stored) = value else { return Ok(None) };
+    let stored = Bytes::from(stored);
+    let colon = stored.iter().position(|byte| *byte == b':').ok_or_else(nonsense)?;
+    let version = std::str::from_utf8(&stored[..colon]).ok().and_then(|text| text.parse().ok());
+    let version = version.ok_or_else(nonsense)?;
+    Ok(Some(Record { key: Arc::clone(key), version, value: stored.slice(colon + 1..) }))
+}
+
+#[expect(clippy::cast_precision_loss, reason = "an age in seconds needs no microsecond")]
+fn stats(group: Value, now: i64) -> Result<GroupStats> {
+    let mut parts = array(group)?.into_iter();
+    let name = parts.next().and_then(text).ok_or_else(nonsense)?;
+    let paused = parts.next().and_then(text).as_deref() == Some("1");
+    let mut next = || number::<u64>(parts.next());
+    let (accepted, acked, retried) = (next()?, next()?, next()?);
+    let (expired_leases, removed, dead) = (next()?, next()?, next()?);
+    let (copies, delayed, in_flight) = (next()?, next()?, next()?);
+    let oldest: i64 = number(parts.next())?;
+    let mut queues = array(parts.next().ok_or_else(nonsense)?)?.into_iter();
+    let mut bindings = Vec::new();
+    while let (Some(binding), Some(queue)) = (queues.next(), queues.next()) {
+        let binding = text(binding).as_deref().and_then(read_binding).ok_or_else(nonsense)?;
+        let shown = match binding {
+            Binding::Topic(topic) => topic.to_string(),
+            Binding::Pattern(pattern) => pattern.as_str().to_owned(),
+        };
+        bindings.push((number::<u32>(Some(queue))?, shown));
+    }
+    bindings.sort();
+    let ready = copies.saturating_sub(delayed).saturating_sub(in_flight);
+    let oldest_age =
+        if ready > 0 && oldest >= 0 { now.saturating_sub(oldest).max(0) as f64 / 1e6 } else { 0.0 };
+    Ok(GroupStats {
+        group: name,
+        bindings: bindings.into_iter().map(|(_, shown)| shown).collect(),
+        paused,
+        ready,
+        delayed,
+        in_flight,
+        dead,
+        oldest_age,
+        accepted,
+        acked,
+        retried,
+        expired_leases,
+        removed,
+    })
+}
+
+fn dead_letter(group: &Arc<str>, letter: Value) -> Result<DeadLetter> {
+    let mut parts = array(letter)?.into_iter();
+    let id = bytes(parts.next())?;
+    let binding = number(parts.next())?;
+    let reason = parts.next().and_then(text).ok_or_else(nonsense)?;
+    let error = bytes(parts.next())?;
+    let (attempts, crashes) = (number(parts.next())?, number(parts.next())?);
+    let died_at = number(parts.next())?;
+    let stored = bytes(parts.next())?;
+    // What is no message is kept as it was found.
+    let found = message::read(&stored.slice(HEAD.min(stored.len())..));
+    let (topic, body) = match found {
+        Some((message, _)) => (message.topic, message.body),
+        None => ("".into(), stored),
+    };
+    Ok(DeadLetter {
+        group: Arc::clone(group),
+        binding,
+        message: MessageId::try_from(&id[..]).unwrap_or_default(),
+        topic,
+        body,
+        reason: dead_reason::read(&reason),
+        error: String::from_utf8_lossy(&error).into_owned(),
+        attempts,
+        crashes,
+        died_at,
+    })
+}

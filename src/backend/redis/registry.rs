@@ -1,0 +1,77 @@
+//! The copy of the groups' bindings that targets are computed with.
+
+use std::sync::Arc;
+
+use ahash::AHashMap;
+use redis::Value;
+
+use crate::topic::{Binding, Pattern, Router};
+
+/// Bindings of all groups at one version.
+#[derive(Debug, Default)]
+pub(super) struct Registry {
+    /// What the server calls this version; `0` before any group was declared.
+    pub(super) version: String,
+    routes: Router<(u64, u64)>,
+    names: AHashMap<u64, Arc<str>>,
+}
+
+impl Registry {
+    /// Reads the answer of the script: the version, then name, group, queue and binding of each.
+    pub(super) fn read(answer: Value) -> Option<Self> {
+        let Value::Array(parts) = answer else { return None };
+        let mut texts = parts.into_iter().map(text);
+        let mut registry = Self { version: texts.next()??, ..Self::default() };
+        while let Some(name) = texts.next() {
+            let group = texts.next()??.parse().ok()?;
+            let queue = texts.next()??.parse().ok()?;
+            let binding = read_binding(&texts.next()??)?;
+            registry.routes.insert(binding, (group, queue));
+            registry.names.insert(group, name?.into());
+        }
+        Some(registry)
+    }
+
+    /// Returns the (group, queue) pairs that keep what is published on a topic.
+    pub(super) fn targets(&self, topic: &str) -> Vec<(u64, u64)> {
+        let mut found = Vec::new();
+        self.routes.for_each_match(topic, |_, target| found.push(*target));
+        found
+    }
+
+    pub(super) fn has_queue(&self, topic: &str) -> bool {
+        self.routes.has_match(topic)
+    }
+
+    pub(super) fn name(&self, group: u64) -> Option<&Arc<str>> {
+        self.names.get(&group)
+    }
+}
+
+/// Returns the text form of a value that holds text.
+pub(super) fn text(value: Value) -> Option<String> {
+    match value {
+        Value::BulkString(bytes) => String::from_utf8(bytes).ok(),
+        Value::SimpleString(text) => Some(text),
+        Value::Int(number) => Some(number.to_string()),
+        _ => None,
+    }
+}
+
+/// Returns a binding as it is stored: its kind, then its text.
+pub(super) fn write_binding(binding: &Binding) -> Vec<u8> {
+    let (kind, text) = match binding {
+        Binding::Topic(topic) => (b't', topic.as_ref()),
+        Binding::Pattern(pattern) => (b'p', pattern.as_str()),
+    };
+    let mut stored = vec![kind];
+    stored.extend_from_slice(text.as_bytes());
+    stored
+}
+
+pub(super) fn read_binding(stored: &str) -> Option<Binding> {
+    if let Some(topic) = stored.strip_prefix('t') {
+        return Some(Binding::Topic(topic.into()));
+    }
+    stored.strip_prefix('p').map(|pattern| Binding::Pattern(Pattern::new(pattern)))
+}

@@ -1,0 +1,323 @@
+//! One period between connect and close: the connections, the lanes and the tasks that keep them.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use ahash::AHashMap;
+use parking_lot::{Mutex, RwLock};
+use redis::aio::MultiplexedConnection;
+use redis::{Cmd, Value, cmd};
+use tokio::runtime::Handle;
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+
+use super::batch::Channels;
+use super::dial::{Dialer, Push, ask, refusal};
+use super::lanes::{Context, Lane, load};
+use super::link::{self, Link, Status, Trouble};
+use super::listen::{Names, Receiver, Subscriptions};
+use super::registry::Registry;
+use super::scripts::{self, Script};
+use super::waits::{Waiting, Waits};
+use super::{checks, claim};
+use crate::backend::{Gap, GapCause};
+use crate::config::{RedisConfig, Wire};
+use crate::error::{Error, Result};
+use crate::shutdown::Tasks;
+
+/// What a session is made of.
+#[derive(Debug)]
+pub(super) struct Session {
+    pub(super) config: RedisConfig,
+    pub(super) prefix: String,
+    /// Names this process at the server.
+    pub(super) process: String,
+    pub(super) commands: Arc<Link>,
+    pub(super) pushes: Arc<Link>,
+    pub(super) status: Arc<Status>,
+    pub(super) context: Arc<Context>,
+    pub(super) registry: Arc<RwLock<Arc<Registry>>>,
+    /// For what only settles, and for everything else.
+    pub(super) settles: Lane,
+    pub(super) writes: Lane,
+    pub(super) receiver: Arc<Receiver>,
+    pub(super) subscriptions: Arc<Subscriptions>,
+    pub(super) waits: Arc<Waits>,
+    /// Places taken by claims that found nothing, with the time to look again.
+    pub(super) armed: Mutex<AHashMap<(Arc<str>, usize), (Waiting, Instant)>>,
+    pub(super) slots: claim::Slots,
+    pub(super) tasks: Tasks,
+}
+
+fn script_prefix(config: &RedisConfig) -> String {
+    // The braces are the hash tag: all keys of the bus stand on one node of a cluster.
+    format!("{{{}:0}}:", config.prefix)
+}
+
+impl Session {
+    /// Connects; everything is ready when it returns.
+    pub(super) async fn open(config: RedisConfig, dialer: Arc<Dialer>) -> Result<Arc<Self>> {
+        let prefix = script_prefix(&config);
+        let process = uuid::Uuid::new_v4().simple().to_string();
+        let status = Arc::new(Status::default());
+        let commands = Arc::new(Link::new("command connection", Arc::clone(&status)));
+        let pushes = Arc::new(Link::new("pub/sub connection", Arc::clone(&status)));
+        let names = Names {
+            native: format!("{prefix}b:"),
+            dataknobs: format!("{}:", config.channel_prefix),
+            wake: format!("{prefix}wake:{process}"),
+        };
+        let channels = match config.wire {
+            Wire::Native => Channels { prefix: names.native.clone(), bare: false },
+            Wire::Dataknobs => Channels { prefix: names.dataknobs.clone(), bare: true },
+        };
+        let registry = Arc::new(RwLock::new(Arc::new(Registry::default())));
+        let context = Arc::new(Context {
+            link: Arc::clone(&commands),
+            prefix: prefix.clone(),
+            channels,
+            registry: Arc::clone(&registry),
+            dedup_window: config.dedup_window,
+            op_timeout: config.net.op_timeout,
+        });
+        let waits = Arc::new(Waits::default());
+        let (wakes, woken) = mpsc::unbounded_channel();
+        let (unneeded, over) = mpsc::unbounded_channel();
+        let receiver =
+            Arc::new(Receiver::new(Arc::clone(&waits), names, Arc::clone(&pushes), wakes));
+        let subscriptions = Arc::new(Subscriptions::new(unneeded));
+        let (settles, serve_settles) = Lane::new(Arc::clone(&context));
+        let (writes, serve_writes) = Lane::new(Arc::clone(&context));
+        let tasks = Tasks::new(Handle::current());
+        let session = Arc::new(Self {
+            config,
+            prefix,
+            process,
+            commands,
+            pushes,
+            status,
+            context,
+            registry,
+            settles,
+            writes,
+            receiver,
+            subscriptions,
+            waits,
+            armed: Mutex::default(),
+            slots: claim::Slots::default(),
+            tasks,
+        });
+        let maker = Maker::of(&session, dialer);
+        let (connection, endpoint) = maker.command_connection().await?;
+        session.commands.put(connection, endpoint);
+        let (connection, endpoint) = maker.push_connection().await?;
+        session.pushes.put(connection, endpoint);
+        let deadline = Instant::now() + session.config.net.op_timeout;
+        if let Err(trouble) = session.context.refresh(deadline).await {
+            return Err(session.failed("connect", trouble));
+        }
+        checks::look(&session).await;
+        session.tasks.spawn(serve_settles);
+        session.tasks.spawn(serve_writes);
+        session.tasks.spawn(keep_commands(Arc::clone(&maker)));
+        session.tasks.spawn(keep_pushes(Arc::clone(&maker)));
+        session.tasks.spawn(pass_wakes(
+            Arc::clone(&session.receiver),
+            Arc::clone(&session.context),
+            woken,
+        ));
+        session.tasks.spawn(end_subscriptions(maker, over));
+        Ok(session)
+    }
+
+    /// Runs a script until it answers, or the operation's time is over.
+    pub(super) async fn script(
+        &self,
+        operation: &'static str,
+        script: &Script,
+        arguments: impl FnOnce(&mut Cmd),
+    ) -> Result<Value> {
+        let mut command = script.call(&self.prefix);
+        arguments(&mut command);
+        self.run(operation, &command).await
+    }
+
+    /// Sends a command that may be sent again until it answers, or the operation's time is over.
+    pub(super) async fn run(&self, operation: &'static str, command: &Cmd) -> Result<Value> {
+        let deadline = Instant::now() + self.config.net.op_timeout;
+        let mut sent = false;
+        loop {
+            match self.commands.send(command, deadline).await {
+                Ok(answer) => return Ok(answer),
+                Err(Trouble::NoScript) => load(&self.context, deadline).await,
+                Err(Trouble::Lost) if Instant::now() < deadline => sent = true,
+                Err(Trouble::Away) if Instant::now() < deadline => {
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+                Err(Trouble::Lost) => return Err(self.failed(operation, Trouble::Lost)),
+                Err(_) if sent => return Err(self.failed(operation, Trouble::Lost)),
+                Err(trouble) => return Err(self.failed(operation, trouble)),
+            }
+        }
+    }
+
+    /// Returns the error that trouble means for an operation.
+    pub(super) fn failed(&self, operation: &'static str, trouble: Trouble) -> Error {
+        let after = self.config.net.op_timeout;
+        match trouble {
+            Trouble::Refused(error) => error,
+            Trouble::Lost => self.commands.too_late(operation, after, true),
+            Trouble::Unsent | Trouble::Away | Trouble::NoScript => {
+                self.commands.too_late(operation, after, false)
+            }
+        }
+    }
+
+    /// Ends everything; waiting calls return.
+    pub(super) async fn close(&self) {
+        self.receiver.feeds.close();
+        self.waits.close();
+        self.tasks.stop(Duration::from_secs(1)).await;
+    }
+}
+
+/// Makes the connections of a session, ready for use; holds no session, so that tasks keep none
+/// alive.
+struct Maker {
+    dialer: Arc<Dialer>,
+    config: RedisConfig,
+    prefix: String,
+    commands: Arc<Link>,
+    pushes: Arc<Link>,
+    receiver: Arc<Receiver>,
+    subscriptions: Arc<Subscriptions>,
+}
+
+impl Maker {
+    fn of(session: &Session, dialer: Arc<Dialer>) -> Arc<Self> {
+        Arc::new(Self {
+            dialer,
+            config: session.config.clone(),
+            prefix: session.prefix.clone(),
+            commands: Arc::clone(&session.commands),
+            pushes: Arc::clone(&session.pushes),
+            receiver: Arc::clone(&session.receiver),
+            subscriptions: Arc::clone(&session.subscriptions),
+        })
+    }
+
+    /// Connects and makes the server know the scripts and the limits.
+    async fn command_connection(&self) -> Result<(MultiplexedConnection, String)> {
+        let (mut connection, endpoint) = self.dialer.dial(&self.prefix, None).await?;
+        let limit = self.config.net.connect_timeout;
+        let ready = async {
+            for script in scripts::all() {
+                ask(&mut connection, &script.load()).await?;
+            }
+            let mut configure = cmd("HSET");
+            configure
+                .arg(format!("{}config", self.prefix))
+                .arg("dead_retention")
+                .arg(super::micros(self.config.dead_retention))
+                .arg("max_dead")
+                .arg(self.config.max_dead)
+                .arg("max_tombstones")
+                .arg(self.config.max_tombstones);
+            match ask(&mut connection, &configure).await {
+                // A full server, or one whose disk is full, still has them from before.
+                Err(error) if matches!(error.code(), Some("OOM" | "MISCONF")) => Ok(()),
+                other => other.map(drop),
+            }
+        };
+        match tokio::time::timeout(limit, ready).await {
+            Ok(Ok(())) => Ok((connection, endpoint.to_string())),
+            Ok(Err(error)) => Err(refusal(&endpoint, &error)),
+            Err(_) => Err(silent(&endpoint, limit)),
+        }
+    }
+
+    /// Connects and subscribes to everything that is wanted.
+    async fn push_connection(&self) -> Result<(MultiplexedConnection, String)> {
+        let receiver = Arc::clone(&self.receiver);
+        let push: Push = Arc::new(move |info| -> Result<(), redis::aio::SendError> {
+            receiver.take(info);
+            Ok(())
+        });
+        let (mut connection, endpoint) = self.dialer.dial(&self.prefix, Some(push)).await?;
+        let limit = self.config.net.connect_timeout;
+        let (mut names, patterns) = self.subscriptions.all();
+        names.push(self.receiver.names.wake.clone().into_bytes());
+        let ready = async {
+            link::subscribe(&mut connection, &names, false).await?;
+            link::subscribe(&mut connection, &patterns, true).await
+        };
+        match tokio::time::timeout(limit, ready).await {
+            Ok(Ok(())) => Ok((connection, endpoint.to_string())),
+            Ok(Err(error)) => Err(refusal(&endpoint, &error)),
+            Err(_) => Err(silent(&endpoint, limit)),
+        }
+    }
+}
+
+fn silent(endpoint: &crate::config::Endpoint, limit: Duration) -> Error {
+    crate::net::failed(endpoint, &format!("no answer within {limit:?}"))
+}
+
+/// Keeps the command connection.
+async fn keep_commands(maker: Arc<Maker>) {
+    loop {
+        maker.commands.watch(maker.config.net.heartbeat).await;
+        maker.commands.renew(|| maker.command_connection()).await;
+        // Who was woken meanwhile could not claim.
+        maker.receiver.waits.wake_all();
+    }
+}
+
+/// Keeps the pub/sub connection; what it missed is told.
+async fn keep_pushes(maker: Arc<Maker>) {
+    loop {
+        maker.pushes.watch(maker.config.net.heartbeat).await;
+        // Before anything new can arrive, so that the hole stands at its place.
+        maker.receiver.feeds.gap(Gap { cause: GapCause::Reconnect, count: None });
+        maker.pushes.renew(|| maker.push_connection()).await;
+        maker.receiver.waits.wake_all();
+    }
+}
+
+/// Wakes who waits here; a wake-up for nobody goes on to another process.
+async fn pass_wakes(
+    receiver: Arc<Receiver>,
+    context: Arc<Context>,
+    mut woken: mpsc::UnboundedReceiver<String>,
+) {
+    while let Some(what) = woken.recv().await {
+        let Some((group, queue)) = what.split_once(':') else { continue };
+        let Ok(number) = group.parse() else { continue };
+        let name = context.registry.read().name(number).cloned();
+        let Some(name) = name else {
+            // A group declared elsewhere: whoever waits for it is here, under a name not known yet.
+            receiver.waits.wake_all();
+            continue;
+        };
+        if !receiver.waits.wake(&name) {
+            let mut command = scripts::PASS.call(&context.prefix);
+            command.arg(group).arg(queue);
+            let deadline = Instant::now() + context.op_timeout;
+            let _ = context.link.send(&command, deadline).await;
+        }
+    }
+}
+
+/// Ends subscriptions that nobody needs.
+async fn end_subscriptions(
+    maker: Arc<Maker>,
+    mut over: mpsc::UnboundedReceiver<Vec<(Vec<u8>, bool)>>,
+) {
+    while let Some(mut names) = over.recv().await {
+        while let Ok(more) = over.try_recv() {
+            names.extend(more);
+        }
+        let deadline = Instant::now() + maker.config.net.op_timeout;
+        maker.subscriptions.end(&maker.pushes, names, deadline).await;
+    }
+}

@@ -1,0 +1,34 @@
+//! The conformance suite over the Redis backend, on a private server per test.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod conformance;
+#[path = "support/redis_server.rs"]
+mod redis_server;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use eventbus::backend::Backend;
+use eventbus::backend::redis::RedisBackend;
+
+use self::conformance::Fixture;
+use self::redis_server::RedisServer;
+
+/// A server of the test's own.
+struct OnRedis(RedisServer);
+
+#[async_trait]
+impl Fixture for OnRedis {
+    async fn backend(&self) -> Arc<dyn Backend> {
+        let backend = RedisBackend::new(self.0.config()).unwrap();
+        backend.connect().await.unwrap();
+        Arc::new(backend)
+    }
+
+    async fn advance(&self, by: Duration) {
+        tokio::time::sleep(by).await;
+    }
+}
+
+conformance!(OnRedis(RedisServer::start()));
