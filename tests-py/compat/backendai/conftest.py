@@ -24,17 +24,20 @@ class Where:
         name: Names it in the test ids.
         url: ``{unique}`` becomes a name of the test's own, ``{redis}`` the private server.
         wire: Whether it is the original wire.
+        options: Further options of every dispatcher and producer.
     """
 
     name: str
     url: str
     wire: bool = False
+    options: dict[str, Any] = field(default_factory=dict)
 
 
 WHERE = [
     Where("memory", "memory://{unique}"),
     Where("memory-queued", "memory://{unique}?delivery=queued"),
     Where("memory-strict", "memory://{unique}?strict=1"),
+    Where("redis", "{redis}?prefix={unique}", options={"wire": "native"}),
     Where("wire", "{redis}", wire=True),
 ]
 
@@ -62,16 +65,19 @@ class World:
 
     url: str
     wire: bool
+    options: dict[str, Any] = field(default_factory=dict)
     made: list[Any] = field(default_factory=list)
 
     async def a(self, cls: type[Any] = EventDispatcher, **options: Any) -> Any:
-        return self._keep(await cls.new(**{"bus": self.url, "drain_timeout": 0.2, **options}))
+        return self._keep(
+            await cls.new(**{"bus": self.url, "drain_timeout": 0.2, **self.options, **options})
+        )
 
     async def b(self, **options: Any) -> Any:
         return await self.a(era_b.EventDispatcher, **options)
 
     async def producer(self, **options: Any) -> Any:
-        return self._keep(await era_b.EventProducer.new(bus=self.url, **options))
+        return self._keep(await era_b.EventProducer.new(bus=self.url, **self.options, **options))
 
     def _keep(self, one: Any) -> Any:
         self.made.append(one)
@@ -83,9 +89,10 @@ async def world(
     request: pytest.FixtureRequest, unique: Callable[[str], str], no_leaked_tasks: None
 ) -> AsyncIterator[World]:
     where: Where = request.param
-    server: Any = request.getfixturevalue("redis") if where.wire else None
+    server: Any = request.getfixturevalue("redis") if "{redis}" in where.url else None
     name = unique("bus").replace(":", "-").replace("[", "").replace("]", "")
-    found = World(where.url.format(unique=name, redis=server.url if server else ""), where.wire)
+    url = where.url.format(unique=name, redis=server.url if server else "")
+    found = World(url, where.wire, where.options)
     yield found
     for one in reversed(found.made):
         await one.close()

@@ -428,7 +428,7 @@ async def test_b30_dispatches_are_logged_when_asked(
 
     for flag in (False, True):
         caplog.clear()
-        d = await EventDispatcher.new({"debug": {"log-events": flag}}, Shared())
+        d = await EventDispatcher.new({"debug": {"log-events": flag}}, Shared(), **world.options)
         world.made.append(d)
         seen = Seen()
         d.subscribe("noted", None, seen)

@@ -165,7 +165,7 @@ async def test_b67_9_an_agents_heartbeat(world: World) -> None:
         "debug": {"log-heartbeats": False},
         "redis": {"addr": None, "password": None},
     }
-    agent = await Agent.new(config, bus=world.url)
+    agent = await Agent.new(config, bus=world.url, **world.options)
     world.made.append(agent)
     await agent.heartbeat({"images": b"\x82\x53\x4e", "ip": "10.0.0.1"})
     await seen.count(1)

@@ -138,7 +138,7 @@ class _Url:
 
 async def test_b4_two_arguments_and_nothing_else_is_read(world: World) -> None:
     shared = Shared(world.url)
-    d = await EventDispatcher.new({"debug": {"log-events": False}}, shared)
+    d = await EventDispatcher.new({"debug": {"log-events": False}}, shared, **world.options)
     world.made.append(d)
     assert shared.asked == [4]
     seen = Seen()
@@ -247,7 +247,7 @@ async def test_b7_the_agents_producer_has_its_own_signature(world: World) -> Non
         "debug": {"log-heartbeats": False},
         "redis": {"addr": None, "password": None},
     }
-    p = await era_a_agent.AgentEventProducer.new(config, bus=world.url)
+    p = await era_a_agent.AgentEventProducer.new(config, bus=world.url, **world.options)
     world.made.append(p)
     await p.produce_event("kernel_log", "kid", "cid")
     await d.produce_event("kernel_log", ("kid", "cid"), agent_id="i-7")
