@@ -24,7 +24,7 @@ PYO3 := PYO3_PYTHON=$(BIN)/python
 
 RUST_SOURCES := Cargo.toml Cargo.lock $(shell find src -type f -not -name '.*')
 # Type-checked beside the package, where they exist.
-TYPED := python/eventbus $(wildcard examples/*.py tests-py/typing_samples)
+TYPED := python/eventbus $(wildcard examples/*.py examples/background_progress tests-py/typing_samples)
 
 ##@ Everyday
 
@@ -36,6 +36,10 @@ help: ## Show this list
 .PHONY: demo
 demo: build ## Build and run the demo on the memory bus; nothing else is needed
 	@$(BIN)/python examples/git_history.py
+
+.PHONY: demo-cluster
+demo-cluster: build ## Managers and agents on a Redis of their own, one killed half-way; URL=… for another bus
+	@$(BIN)/python examples/cluster/run.py $(if $(URL),--url $(URL))
 
 .PHONY: test
 test: build $(VENV)/.dev test-rust test-python ## Run every test of both languages
@@ -75,8 +79,15 @@ test-rust: ## Rust tests without Python (cargo-nextest when installed), then doc
 	fi
 	cargo test $(LOCKED) --doc
 
+.PHONY: browser
+browser: ## Install the browser of the tests when it is missing (Debian, Ubuntu; needs root)
+	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null || { \
+		echo "browser: installing chromium"; \
+		{ apt-get install -y --no-install-recommends chromium \
+			|| { apt-get update && apt-get install -y --no-install-recommends chromium; }; } >/dev/null; }
+
 .PHONY: test-python
-test-python: build $(VENV)/.dev ## Python tests
+test-python: build browser $(VENV)/.dev ## Python tests
 	$(BIN)/python -m pytest
 
 .PHONY: lint-rust

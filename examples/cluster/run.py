@@ -26,6 +26,7 @@ from common import AGENTS, LEASE, PREFIX
 from eventbus import connect
 from eventbus.bus import Bus
 from eventbus.dispatcher import EventDispatcher
+from eventbus.testing import eventually
 
 HERE = Path(__file__).parent
 MANAGERS = ("manager-1", "manager-2", "manager-3")
@@ -111,9 +112,7 @@ async def redis_of_our_own() -> AsyncIterator[str]:
             stdout=asyncio.subprocess.DEVNULL,
         )
         try:
-            async with asyncio.timeout(20):
-                while not await answers(port):
-                    await asyncio.sleep(0.05)
+            await eventually(lambda: answers(port), "redis-server", timeout=20)
             yield f"redis://127.0.0.1:{port}/0"
         finally:
             process.terminate()
