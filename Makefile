@@ -24,7 +24,8 @@ PYO3 := PYO3_PYTHON=$(BIN)/python
 
 RUST_SOURCES := Cargo.toml Cargo.lock $(shell find src -type f -not -name '.*')
 # Type-checked beside the package, where they exist.
-TYPED := python/eventbus $(wildcard examples/*.py examples/background_progress tests-py/typing_samples)
+TYPED := python/eventbus $(wildcard examples/*.py examples/background_progress examples/cluster \
+	tests-py/typing_samples)
 
 ##@ Everyday
 

@@ -18,6 +18,7 @@ import time
 import uuid
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -163,18 +164,8 @@ async def play(cluster: Cluster, bus: Bus) -> tuple[list[str], float]:
                 cluster.add({"at": killed, "who": "demo", "what": f"killed {VICTIM} with -9"})
         for survivor in MANAGERS[:-1]:
             await cluster.until(
-                lambda name=survivor: (
-                    {one["session"] for one in seen(cluster, name, "session_terminated")}
-                    >= set(sessions)
-                ),
-                f"{survivor} to see every session end",
-            )
-            await cluster.until(
-                lambda name=survivor: (
-                    cluster.find("task seen", who=name, label="rescan", status="done")
-                    and cluster.find("task seen", who=name, label="doomed", status="failed")
-                ),
-                f"{survivor} to see the tasks end",
+                partial(saw_every_end, cluster, survivor, set(sessions)),
+                f"{survivor} to see every end",
             )
         return sessions, killed
 
@@ -182,6 +173,16 @@ async def play(cluster: Cluster, bus: Bus) -> tuple[list[str], float]:
 def seen(cluster: Cluster, manager: str, event: str) -> list[Line]:
     """Return what a manager saw of an event."""
     return cluster.find("saw", who=manager, event=event)
+
+
+def saw_every_end(cluster: Cluster, manager: str, sessions: set[str]) -> bool:
+    """Whether a manager saw every session and both tasks end."""
+    ended = {line["session"] for line in seen(cluster, manager, "session_terminated")}
+    tasks = [("rescan", "done"), ("doomed", "failed")]
+    return ended >= sessions and all(
+        cluster.find("task seen", who=manager, label=label, status=status)
+        for label, status in tasks
+    )
 
 
 def timeline(cluster: Cluster, sessions: list[str]) -> None:
