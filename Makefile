@@ -43,7 +43,7 @@ demo-cluster: build ## Managers and agents on a Redis of their own, one killed h
 	@$(BIN)/python examples/cluster/run.py $(if $(URL),--url $(URL))
 
 .PHONY: test
-test: build $(VENV)/.dev test-rust test-python ## Run every test of both languages
+test: servers build $(VENV)/.dev test-rust test-python ## Run every test of both languages
 
 .PHONY: lint
 lint: lint-rust lint-python ## Formatters, clippy, layer guards, ruff, mypy, pyright, stubtest
@@ -71,6 +71,10 @@ dev: build $(VENV)/.dev ## Everything for work on eventbus: extension, test tool
 .PHONY: build
 build: $(VENV)/.built ## Build the extension into the virtual environment; a no-op when nothing changed
 
+.PHONY: servers
+servers: ## Install the servers that the tests start, where they are missing
+	@scripts/servers
+
 .PHONY: test-rust
 test-rust: ## Rust tests without Python (cargo-nextest when installed), then doctests
 	@if cargo nextest --version >/dev/null 2>&1; then \
@@ -88,7 +92,7 @@ browser: ## Install the browser of the tests when it is missing (Debian, Ubuntu;
 			|| { apt-get update && apt-get install -y --no-install-recommends chromium; }; } >/dev/null; }
 
 .PHONY: test-python
-test-python: build browser $(VENV)/.dev ## Python tests
+test-python: servers browser build $(VENV)/.dev ## Python tests
 	$(BIN)/python -m pytest
 
 .PHONY: lint-rust
@@ -124,12 +128,12 @@ deny: tools ## Bans, licences and sources of all Rust dependencies
 ##@ Now and then
 
 .PHONY: bench
-bench: build $(VENV)/.bench ## Core and Python benchmarks beside their peers
+bench: servers build $(VENV)/.bench $(VENV)/.bench-arq ## Core and Python benchmarks beside their peers
 	cargo bench $(LOCKED)
 	$(BIN)/python -m benches
 
 .PHONY: chaos
-chaos: build $(VENV)/.dev ## The long tests with full counts
+chaos: servers build $(VENV)/.dev ## The long tests with full counts
 	cargo test $(LOCKED) --release --lib --tests -- --ignored
 	$(BIN)/python -m pytest -m chaos
 
@@ -153,6 +157,7 @@ audit-python: $(VENV)/.ready
 	@# The newest pip-audit on purpose: an old one misses what it should find.
 	$(PIP) install --upgrade pip-audit
 	$(BIN)/pip-audit --disable-pip --no-deps -r requirements-dev.lock -r requirements-bench.lock
+	$(BIN)/pip-audit --disable-pip --no-deps -r requirements-bench-arq.lock
 
 .PHONY: wheel
 wheel: $(VENV)/.maturin ## Build the release wheel into dist/
@@ -169,7 +174,8 @@ lock: $(VENV)/.ready ## Write requirements-*.lock anew from pyproject.toml, at t
 		mv $$1.new $$1; \
 	}; \
 	lock requirements-dev.lock all; \
-	lock requirements-bench.lock bench --constraint requirements-dev.lock
+	lock requirements-bench.lock bench --constraint requirements-dev.lock; \
+	lock requirements-bench-arq.lock bench-arq
 
 .PHONY: tools
 tools: ## Install cargo-deny into .tools/ when it is not on the PATH (about a minute, once)
@@ -209,6 +215,13 @@ $(VENV)/.dev: requirements-dev.lock | $(VENV)/.ready
 $(VENV)/.bench: requirements-bench.lock | $(VENV)/.ready
 	@echo "venv: installing the peers of the benchmarks"
 	@$(PIP) install -r requirements-bench.lock
+	@touch $@
+
+# arq needs an older redis than its neighbours.
+$(VENV)/.bench-arq: requirements-bench-arq.lock | $(VENV)/.ready
+	@echo "venv: installing arq, a peer of the benchmarks, apart from the others"
+	@$(BIN)/python -m venv --clear $(VENV)/arq
+	@$(VENV)/arq/bin/python -m pip --disable-pip-version-check --quiet install -r requirements-bench-arq.lock
 	@touch $@
 
 $(VENV)/.built: $(RUST_SOURCES) pyproject.toml | $(VENV)/.maturin

@@ -1,4 +1,4 @@
-"""The command: `python -m benches [W1 W1q W1p W6 start] [--quick]`."""
+"""The command: `python -m benches [W1 W1q W1p W2 W3 W4 W5 W6 start] [--quick]`."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from benches import start, w1_fanout, w1p_patterns, w1q_queue, w6_codec
@@ -19,7 +20,9 @@ WORKLOADS = {
     "W1p": w1p_patterns.workloads,
     "W6": w6_codec.workloads,
 }
-CHOICES = [*WORKLOADS, "start"]
+# Over a server, with producer and consumer in processes of their own.
+BROKERS = ("W2", "W3", "W4", "W5")
+CHOICES = [*WORKLOADS, *BROKERS, "start"]
 
 
 def arguments() -> argparse.Namespace:
@@ -44,6 +47,17 @@ def arguments() -> argparse.Namespace:
     return given
 
 
+def over_broker(name: str, rounds: int, scale: float) -> Iterator[Result]:
+    """Return the results of a workload over a server; only then the servers are needed."""
+    from benches import w2_redis_broadcast as w2
+    from benches import w3_redis_queue as w3
+    from benches import w4_postgres_broadcast as w4
+    from benches import w5_postgres_queue as w5
+
+    runs = {"W2": w2.results, "W3": w3.results, "W4": w4.results, "W5": w5.results}
+    return runs[name](rounds, scale)
+
+
 def main() -> int:
     """Run what was asked for and print it; return 0: a figure is not a test."""
     given = arguments()
@@ -62,6 +76,10 @@ def main() -> int:
         for workload in workloads() if name in given.workloads else ():
             how = {"rounds": given.rounds, "cpu": given.cpu, "collect": given.gc}
             add(measure(workload, scale=given.scale, **how))
+    for name in BROKERS:
+        if name in given.workloads:
+            for result in over_broker(name, given.rounds, given.scale):
+                add(result)
     if "start" in given.workloads:
         for result in start.results(given.rounds, cpu=given.cpu):
             add(result)

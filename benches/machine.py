@@ -10,7 +10,11 @@ from pathlib import Path
 
 import eventbus
 
-PEERS = ("dataknobs-common", "blinker", "pyee", "ormsgpack", "msgspec", "msgpack")
+PEERS = (
+    *("dataknobs-common", "blinker", "pyee", "ormsgpack", "msgspec", "msgpack"),
+    *("redis", "faststream", "celery", "taskiq-redis", "dramatiq", "streaq"),
+    *("asyncpg", "pgqueuer", "procrastinate"),
+)
 
 
 def processor() -> str:

@@ -6,7 +6,13 @@ from typing import Any
 
 from benches.measure import OURS, Result, Target
 
-UNITS = {"ns": ("ns/op", "{:,.0f}"), "ms": ("ms", "{:,.1f}"), "MB": ("MB", "{:,.1f}")}
+UNITS = {
+    "ns": ("ns/op", "{:,.0f}"),
+    "ms": ("ms", "{:,.1f}"),
+    "MB": ("MB", "{:,.1f}"),
+    "us": ("µs", "{:,.0f}"),
+    "s": ("s", "{:,.2f}"),
+}
 
 
 def print_machine(machine: dict[str, Any]) -> None:
@@ -25,7 +31,8 @@ def print_result(result: Result, scale: float) -> None:
     n = f", n = {max(1, int(load.n * scale)):,}" if load.unit == "ns" else ""
     print(f"\n{load.name}  {load.title}{n}, {turns} turn{'s' if turns > 1 else ''}")
     speed = "ops/s" if load.unit == "ns" else ""
-    ours = OURS if OURS in result.rounds else next(iter(result.rounds))
+    ours = next((peer for peer in result.rounds if peer.startswith(OURS)), None)
+    ours = OURS if OURS in result.rounds else ours or next(iter(result.rounds))
     print(f"  {'':<44}{unit:>11}{'best':>11}{speed:>12}{'spread':>8}   eventbus is")
     for case in sorted(load.cases, key=lambda case: result.median(case.peer)):
         median = result.median(case.peer)

@@ -159,6 +159,7 @@ class Bus(CoreBus):
         )
         self._in_process: bool = self._capabilities()["in_process"]
         self._malformed_at: dict[str, float] = {}
+        self._leaving: asyncio.Task[None] | None = None
         self._subscriptions: dict[str, Callable[[], None]] = {}
         self._receivers: dict[str, QueuedReceiver] = {}
         self._consumers: set[Consumer] = set()
@@ -177,6 +178,8 @@ class Bus(CoreBus):
             before = self._state
             self._enter("connecting")
             try:
+                if self._leaving is not None and not self._leaving.done():
+                    await asyncio.wait([self._leaving])
                 await self._connect()
             except BaseException:
                 if self._state == "connecting":
@@ -215,6 +218,7 @@ class Bus(CoreBus):
         except Exception:
             log.exception("buffered publishes failed while draining")
         caller = asyncio.current_task()
+        around = [consumer for consumer in self._consumers if consumer.runs_in(caller)]
         stops = [consumer._stop(limit, caller) for consumer in list(self._consumers)]
         if stops:
             await asyncio.gather(*stops)
@@ -226,8 +230,21 @@ class Bus(CoreBus):
         self._drop_subscriptions()
         self._set_live(False)
         if not self._in_process:
-            await self._disconnect()
+            if caller is not None and around:
+                self._leaving = asyncio.create_task(self._leave(caller, around, limit))
+            else:
+                await self._disconnect()
         self._enter("closed")
+
+    async def _leave(
+        self, caller: asyncio.Task[Any], around: list[Consumer], limit: float
+    ) -> None:
+        """Disconnect once the handler that closed the bus has ended and is acknowledged."""
+        try:
+            for consumer in around:
+                await consumer.finish(caller, limit)
+        finally:
+            await self._disconnect()
 
     async def _drain_receivers(self, deadline: float) -> None:
         """Let queued subscriptions handle what is buffered, until the deadline."""
@@ -537,7 +554,7 @@ class Bus(CoreBus):
             max_length=max_length,
             retry=retry or RetryPolicy(),
         )
-        core: CoreConsumer = await self._consume(_bindings(topic, pattern), options)
+        core: CoreConsumer = await self._consume(_bindings(topic, pattern), options, True)
         consumer = Consumer(self, core, handler, options)
         self._consumers.add(consumer)
         return consumer

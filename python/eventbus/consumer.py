@@ -338,6 +338,15 @@ class Consumer:
         """Whether no delivery is in hand."""
         return self._core.in_hand == 0
 
+    def runs_in(self, task: asyncio.Task[Any] | None) -> bool:
+        """Whether a task is one of its workers: then it is inside a handler."""
+        return task in self._workers
+
+    async def finish(self, task: asyncio.Task[Any], timeout: float) -> None:
+        """Wait until a worker that stopped its own consumer is done, and settled what it handled."""
+        await asyncio.wait([task], timeout=timeout)
+        await self._core.release()
+
     async def stop(self, timeout: float | None = None) -> None:
         """Claim nothing more, let running handlers finish, give the rest back. Idempotent.
 
@@ -396,7 +405,7 @@ class Deliveries:
 
     async def _start(self) -> CoreConsumer:
         if self._core is None:
-            self._core = await self._bus._consume(self._bindings, self._options)
+            self._core = await self._bus._consume(self._bindings, self._options, False)
             self._bus._deliveries.add(self)
         return self._core
 
@@ -431,11 +440,12 @@ class Deliveries:
         while True:
             try:
                 delivery = core.take(self._bus)
+                if delivery is None:
+                    await core.wait()
             except BusClosedError:
                 raise StopAsyncIteration from None
             if delivery is not None:
                 return Delivery(delivery)
-            await core.wait()
 
     async def aclose(self) -> None:
         """End: what was not handed over is released, what was stays with its holder. Idempotent."""

@@ -40,6 +40,9 @@ pub struct ConsumeOptions {
     pub retry: RetryPolicy,
     /// Most messages in the group; `None` leaves what is set.
     pub max_length: Option<u64>,
+    /// On a broker: claim for free slots before somebody waits (a running handler's consumer), or
+    /// only then (an iterator that may not be read).
+    pub ahead: bool,
 }
 
 /// Claims deliveries for one handler. Dropping it ends its lease keeper; what it holds is
@@ -141,6 +144,20 @@ impl Consumer {
         !self.state.lock().ready.is_empty()
     }
 
+    /// Fails when nothing will be claimed ahead any more.
+    ///
+    /// # Errors
+    /// `Closed` after [`Consumer::stop`]; what ended the claims otherwise, `NotFound` when the group
+    /// was deleted.
+    pub fn check_open(&self) -> Result<()> {
+        let state = self.state.lock();
+        match &state.failure {
+            _ if state.closed => Err(Error::Closed { what: "consumer" }),
+            Some(failure) => Err(failure.clone()),
+            None => Ok(()),
+        }
+    }
+
     /// Claims as much as there are free slots; returns how many deliveries it got.
     ///
     /// # Errors
@@ -229,6 +246,8 @@ impl Consumer {
             }
             state.ready_wakers.retain(|waker| !waker.will_wake(context.waker()));
             state.ready_wakers.push(context.waker().clone());
+            drop(state);
+            self.freed.notify_one();
             Poll::Pending
         })
         .await
@@ -241,8 +260,10 @@ impl Consumer {
             {
                 let state = self.state.lock();
                 let free = self.options.concurrency.saturating_sub(state.held.len());
-                let enough = state.ready.is_empty() || free * 2 >= self.options.concurrency;
-                if (free > 0 && enough) || state.closed {
+                let asked = state.ready.is_empty() && !state.ready_wakers.is_empty();
+                let ahead = self.options.ahead
+                    && (state.ready.is_empty() || free * 2 >= self.options.concurrency);
+                if (free > 0 && (asked || ahead)) || state.closed {
                     return;
                 }
             }

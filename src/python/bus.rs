@@ -538,14 +538,15 @@ impl CoreBus {
         self.shared().hub.remove(id)
     }
 
-    /// Declares a group and returns its consumer.
+    /// Declares a group and returns its consumer; whether it claims before somebody waits.
     fn _consume(
         slf: &Bound<'_, Self>,
         bindings: Vec<(String, bool)>,
         options: options::PyConsumeOptions,
+        ahead: bool,
     ) -> PyResult<Pending> {
         let shared = Arc::clone(slf.get().ready(slf, "consume")?);
-        let options = options.into_core(shared.bindings(&bindings)?)?;
+        let options = options.into_core(shared.bindings(&bindings)?, ahead)?;
         Ok(Pending::new(move |_py| {
             let origin = shared.origin;
             let bus = Arc::clone(&shared.bus);

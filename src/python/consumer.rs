@@ -69,10 +69,14 @@ fn next_decoded(consumer: &Arc<Consumer>) -> PyResult<Option<(Delivery, Event)>>
     let in_process = consumer.bus().backend().in_process().is_some();
     loop {
         let Some(delivery) = consumer.pop() else {
-            if in_process && mailbox::now(consumer.fill())?? > 0 {
-                continue;
+            if !in_process {
+                consumer.check_open()?;
+                return Ok(None);
             }
-            return Ok(None);
+            if mailbox::now(consumer.fill())?? == 0 {
+                return Ok(None);
+            }
+            continue;
         };
         let error = match codec::decode(&delivery.body, consumer.bus().limits(), fresh_defaults) {
             Ok(event) => return Ok(Some((delivery, event))),

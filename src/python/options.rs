@@ -380,7 +380,7 @@ struct PyRetryPolicy {
 
 impl PyConsumeOptions {
     /// Converts; the Python class checked ranges when it was made.
-    pub(crate) fn into_core(self, bindings: Vec<Binding>) -> Result<ConsumeOptions> {
+    pub(crate) fn into_core(self, bindings: Vec<Binding>, ahead: bool) -> Result<ConsumeOptions> {
         topic::validate_group(&self.group)?;
         Ok(ConsumeOptions {
             group: self.group.into(),
@@ -397,6 +397,7 @@ impl PyConsumeOptions {
                 factor: self.retry.factor,
             },
             max_length: self.max_length,
+            ahead,
         })
     }
 }

@@ -8,7 +8,7 @@ use super::event::PyEvent;
 use super::hub::Hub;
 use super::mailbox::Pending;
 use super::runtime::{Origin, python_code};
-use crate::backend::{Frame, Gap, Listener};
+use crate::backend::{Frame, Gap, GapCause, Listener};
 use crate::bus::{Bus, fresh_defaults};
 use crate::codec;
 use crate::ring::{Item, Ring};
@@ -96,7 +96,12 @@ fn take_frame(
 ) -> PyResult<Option<Py<PyAny>>> {
     while let Some(item) = ring.pop() {
         let frame = match item {
-            Item::Gap(gap) => return gap_to_py(py, &gap).map(Some),
+            Item::Gap(gap) => {
+                if gap.cause == GapCause::Overflow {
+                    bus.counters().dropped.add(gap.count.unwrap_or(0));
+                }
+                return gap_to_py(py, &gap).map(Some);
+            }
             Item::Value(frame) => frame,
         };
         match codec::decode(&frame.body, bus.limits(), fresh_defaults) {

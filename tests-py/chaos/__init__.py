@@ -1,1 +1,1 @@
-"""Fault runs: cancellation, interpreter exits, thread switches at every instruction."""
+"""Fault runs: cancellation, exits, thread switches, killed workers, broken servers and networks."""

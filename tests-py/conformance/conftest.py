@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from eventbus import Bus, connect
+from servers.shared import shared_redis
 
 MakeBus = Callable[..., Awaitable[Bus]]
 
@@ -21,7 +22,8 @@ class Backend:
     Attributes:
         name: Names it in the test ids.
         url: What ``connect`` gets; ``{unique}`` becomes a name of the test's own, so that all buses
-            of one test share a backend and no two tests do.
+            of one test share a backend and no two tests do, ``{redis}`` the address of the run's
+            Redis.
         options: Further options of every bus.
     """
 
@@ -34,6 +36,7 @@ BACKENDS = [
     Backend("memory", "memory://{unique}"),
     Backend("memory-queued", "memory://{unique}", {"delivery": "queued"}),
     Backend("memory-strict", "memory://{unique}", {"strict": True}),
+    Backend("redis", "{redis}?prefix={unique}"),
 ]
 
 
@@ -82,7 +85,9 @@ async def make_bus(
     backend: Backend, unique: Callable[[str], str], no_leaked_tasks: None
 ) -> AsyncIterator[MakeBus]:
     """Return a function that makes a connected bus; all of one test share the backend."""
-    url = backend.url.format(unique=unique("bus").replace(":", "-"))
+    name = unique("bus").replace(":", "-")
+    address = shared_redis().url() if "{redis}" in backend.url else ""
+    url = backend.url.format(unique=name, redis=address)
     made: list[Bus] = []
 
     async def make(**options: Any) -> Bus:

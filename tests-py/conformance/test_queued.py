@@ -24,11 +24,15 @@ class Slow(Recorder):
 
 
 async def _fill(bus: Bus, topic: str, slow: Slow, count: int) -> None:
-    """Publish 0, which the handler holds, and then as many as given."""
+    """Publish 0, which the handler holds, and then as many as given; all have arrived."""
+    seen = Recorder()
+    probe = await bus.subscribe(topic, seen, delivery="queued", queue_size=count + 1)
     await bus.publish(topic, 0)
     await slow.wait_for(1, WITHIN)
     for number in range(1, count + 1):
         await bus.publish(topic, number)
+    await seen.wait_for(count + 1, WITHIN)
+    await probe.cancel()
 
 
 async def test_a_slow_subscriber_holds_up_neither_publisher_nor_neighbour(

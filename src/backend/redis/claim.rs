@@ -13,7 +13,9 @@ use super::message::{self, HEAD};
 use super::registry::{text, write_binding};
 use super::session::Session;
 use super::{micros, scripts};
-use crate::backend::{ClaimRequest, DeadReason, Delivery, Lease, Op, Outcome, Token, Transaction};
+use crate::backend::{
+    ClaimRequest, DeadReason, Delivery, GroupSpec, Lease, Op, Outcome, Token, Transaction,
+};
 use crate::error::{Error, Result};
 
 /// Numbers for claims that may have to be sent again: the server remembers the newest of a slot.
@@ -125,6 +127,15 @@ impl Session {
         let mut number = || parts.next().and_then(text).and_then(|text| text.parse::<i64>().ok());
         match kind.as_str() {
             "nogroup" => Err(Error::NotFound { what: "group", name: request.group.to_string() }),
+            "nodata" if !request.bindings.is_empty() => {
+                self.status.data_lost();
+                let bindings = request.bindings.to_vec();
+                let name = Arc::clone(&request.group);
+                // What comes from now on is kept again.
+                self.declare(GroupSpec { name, bindings, max_length: None }).await?;
+                Ok(Found::Ready)
+            }
+            "nodata" => Err(Error::NotFound { what: "group", name: request.group.to_string() }),
             "ready" => Ok(Found::Ready),
             "empty" => {
                 let (next, now) = (number().ok_or_else(wrong)?, number().ok_or_else(wrong)?);

@@ -45,6 +45,15 @@ impl Status {
         health.warnings = warnings;
     }
 
+    /// Remembers that the server forgot what it had accepted.
+    pub(super) fn data_lost(&self) {
+        let told = "the server lost its data: groups were declared anew, what waited is gone";
+        let mut health = self.health.lock();
+        if health.warnings.iter().all(|warning| warning != told) {
+            health.warnings.push(told.to_owned());
+        }
+    }
+
     fn lost(&self, name: &'static str, error: &str) {
         let mut down = self.down.lock();
         if !down.contains(&name) {
@@ -144,11 +153,28 @@ impl Link {
     /// Sends a command once.
     pub(super) async fn send(&self, command: &Cmd, deadline: Instant) -> Result<Value, Trouble> {
         let Live { mut connection, number } = self.live(deadline).await?;
-        match timeout_at(deadline, ask(&mut connection, command)).await {
-            Ok(Ok(answer)) => Ok(answer),
-            Ok(Err(error)) => Err(self.trouble(&error, number)),
-            Err(_) => Err(Trouble::Lost),
+        self.answer(ask(&mut connection, command), number, deadline).await
+    }
+
+    /// Waits for an answer until the deadline, or until the connection was given up.
+    async fn answer<T>(
+        &self,
+        asking: impl Future<Output = Result<T, RedisError>>,
+        number: u64,
+        deadline: Instant,
+    ) -> Result<T, Trouble> {
+        let mut live = self.live.subscribe();
+        let given_up = live.wait_for(|live| live.as_ref().is_none_or(|live| live.number != number));
+        tokio::select! {
+            answer = asking => answer.map_err(|error| self.trouble(&error, number)),
+            _ = given_up => Err(Trouble::Lost),
+            () = tokio::time::sleep_until(deadline) => Err(Trouble::Lost),
         }
+    }
+
+    /// Ends it: the connection is closed once the last command on it was answered.
+    pub(super) fn end(&self) {
+        self.live.send_replace(None);
     }
 
     /// Subscribes to channels or patterns and waits for the server's confirmation of each.
@@ -159,11 +185,7 @@ impl Link {
         deadline: Instant,
     ) -> Result<(), Trouble> {
         let Live { mut connection, number } = self.live(deadline).await?;
-        match timeout_at(deadline, subscribe(&mut connection, names, patterns)).await {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(error)) => Err(self.trouble(&error, number)),
-            Err(_) => Err(Trouble::Lost),
-        }
+        self.answer(subscribe(&mut connection, names, patterns), number, deadline).await
     }
 
     /// Ends subscriptions; a connection that breaks has ended them as well.

@@ -178,6 +178,9 @@ impl Session {
         self.receiver.feeds.close();
         self.waits.close();
         self.tasks.stop(Duration::from_secs(1)).await;
+        // What reads the pushes holds the link, and the link the connection: cut the circle.
+        self.commands.end();
+        self.pushes.end();
     }
 }
 

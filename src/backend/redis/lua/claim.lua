@@ -2,11 +2,12 @@
 --
 -- ARGV: group, max (0 = look only), lease, max_deliveries, process, slot, number, binding, ...
 --   slot, number  a claim sent again (same number in the slot) answers what it gave before
--- Answers {'nogroup'}, {'ready'}, {'empty', next change or -1, now}, or
+-- Answers {'nogroup'}, {'nodata'}, {'ready'}, {'empty', next change or -1, now}, or
 -- {'claimed', now, until, then per copy: token, attempts:crashes, copy}.
 local group = find_group(ARGV[1])
 if not group then
-  return { 'nogroup' }
+  -- Without a version of the registry everything was lost, not only this group deleted.
+  return { call('EXISTS', P .. 'v') == 1 and 'nogroup' or 'nodata' }
 end
 local G = group.G
 local max, lease, max_deliveries = tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
