@@ -13,7 +13,7 @@ from eventbus._eventbus import __dict__ as _extension
 from eventbus.compat.backendai import EventDispatcher
 from eventbus.compat.backendai import events as era_b
 
-from .support import RedisPy, RedisServer
+from .support import RedisPy, Server
 
 
 @dataclass(frozen=True)
@@ -43,15 +43,13 @@ WHERE = [
 
 
 @pytest.fixture(scope="session")
-def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    server = RedisServer(tmp_path_factory.mktemp("redis"))
-    server.start()
-    yield server
-    server.stop()
+def redis_server() -> Iterator[Server]:
+    with Server(appendonly=True, appendfsync="no") as server:
+        yield server
 
 
 @pytest.fixture
-def redis(redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> RedisServer:
+def redis(redis_server: Server, monkeypatch: pytest.MonkeyPatch) -> Server:
     """The private server, empty, and a raw client for it."""
     redis_server.command("FLUSHALL")
     if "RedisClient" not in _extension:
@@ -91,7 +89,7 @@ async def world(
     where: Where = request.param
     server: Any = request.getfixturevalue("redis") if "{redis}" in where.url else None
     name = unique("bus").replace(":", "-").replace("[", "").replace("]", "")
-    url = where.url.format(unique=name, redis=server.url if server else "")
+    url = where.url.format(unique=name, redis=server.address if server else "")
     found = World(url, where.wire, where.options)
     yield found
     for one in reversed(found.made):
@@ -99,9 +97,9 @@ async def world(
 
 
 @pytest.fixture
-async def wire(redis: RedisServer, no_leaked_tasks: None) -> AsyncIterator[World]:
+async def wire(redis: Server, no_leaked_tasks: None) -> AsyncIterator[World]:
     """The original wire only."""
-    found = World(redis.url, True)
+    found = World(redis.address, True)
     yield found
     for one in reversed(found.made):
         await one.close()

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import socket
-import subprocess
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from eventbus.errors import ConnectError, OperationError
 from eventbus.testing import eventually
+from servers.redis_server import RedisServer
 
 Call = tuple[Any, ...]
 
@@ -35,54 +33,16 @@ class Seen(list[Call]):
         assert len(self) == number
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-class RedisServer:
-    """A redis-server on a port of its own, in a directory of its own."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.port = free_port()
-        self._process: subprocess.Popen[bytes] | None = None
+class Server(RedisServer):
+    """A private server; its database 4 is looked at as a stranger would."""
 
     @property
-    def url(self) -> str:
-        return f"redis://127.0.0.1:{self.port}/4"
-
-    def start(self) -> None:
-        with (self.folder / "redis.log").open("ab") as log:
-            self._process = subprocess.Popen(
-                [
-                    *("redis-server", "--port", str(self.port), "--bind", "127.0.0.1"),
-                    *("--dir", str(self.folder), "--appendonly", "yes", "--save", ""),
-                ],
-                stdout=log,
-                stderr=log,
-            )
-        deadline = time.monotonic() + 10
-        while time.monotonic() < deadline:
-            with (
-                contextlib.suppress(OSError),
-                socket.create_connection(("127.0.0.1", self.port), 1) as probe,
-            ):
-                probe.sendall(b"PING\r\n")
-                if probe.recv(7) == b"+PONG\r\n":
-                    return
-            time.sleep(0.02)
-        raise RuntimeError(f"redis-server did not start; see {self.folder / 'redis.log'}")
-
-    def stop(self) -> None:
-        if self._process is not None:
-            self._process.terminate()
-            self._process.wait(10)
-            self._process = None
+    def address(self) -> str:
+        """The URL of database 4."""
+        return self.url(4)
 
     def command(self, *args: str | bytes) -> bytes:
-        """Run one command on database 4 as a stranger would; return the raw reply."""
+        """Run one command on database 4; return the raw reply."""
         with socket.create_connection(("127.0.0.1", self.port), 5) as line:
             for one in (("SELECT", "4"), args):
                 parts = [part.encode() if isinstance(part, str) else part for part in one]

@@ -23,7 +23,7 @@ from eventbus.errors import NotFoundError
 from eventbus.testing import eventually
 
 from .conftest import World
-from .support import RedisServer, Seen
+from .support import Seen, Server
 
 
 class Setup:
@@ -173,7 +173,7 @@ async def test_b46_the_hash(setup: Setup) -> None:
     assert float(state["last_update"]) >= float(state["started_at"])
 
 
-async def test_b46_the_hash_ends_by_itself_after_a_day(wire: World, redis: RedisServer) -> None:
+async def test_b46_the_hash_ends_by_itself_after_a_day(wire: World, redis: Server) -> None:
     manager = BackgroundTaskManager(await wire.a())
     task_id = await manager.start(steps)
     reply = redis.command("TTL", f"bgtask.{task_id}")

@@ -22,7 +22,7 @@ from eventbus.errors import ConfigError
 from eventbus.testing import eventually
 
 from .conftest import World
-from .support import RedisServer, Seen
+from .support import Seen, Server
 
 NAMES = {
     "eventbus.compat.backendai": "EventDispatcher EventHandler EventCallback",
@@ -147,7 +147,7 @@ async def test_b4_two_arguments_and_nothing_else_is_read(world: World) -> None:
     await seen.count(1)
 
 
-async def test_b4_one_argument(redis: RedisServer) -> None:
+async def test_b4_one_argument(redis: Server) -> None:
     app = {
         "config": {
             "redis": {
@@ -257,7 +257,7 @@ async def test_b7_the_agents_producer_has_its_own_signature(world: World) -> Non
     assert p.redis_producer_pool is not None
 
 
-async def test_b7_usable_as_a_mixin(redis: RedisServer) -> None:
+async def test_b7_usable_as_a_mixin(redis: Server) -> None:
     class Agent(era_a_agent.AgentEventProducer):
         def __init__(self, config: Any, name: str) -> None:
             super().__init__(config)

@@ -18,9 +18,9 @@ from eventbus.dispatcher import Message
 from eventbus.testing import eventually
 
 from .conftest import World
-from .support import RedisPy, RedisServer, Seen
+from .support import RedisPy, Seen, Server
 
-TESTS = str(Path(__file__).resolve().parent.parent)
+TESTS = [str(folder) for folder in Path(__file__).resolve().parents[1:3]]
 ID = "11111111-1111-1111-1111-111111111111"
 TASK = "22222222-2222-2222-2222-222222222222"
 SAMPLES = [
@@ -90,7 +90,7 @@ def packed(**fields: Any) -> bytes:
 
 
 async def test_b33_every_event_goes_to_both_keys_as_the_same_bytes(
-    wire: World, redis: RedisServer
+    wire: World, redis: Server
 ) -> None:
     listener = RedisPy(
         {"endpoints": [{"host": "127.0.0.1", "port": redis.port}], "db": 4, "net": {}}
@@ -111,14 +111,14 @@ async def test_b33_every_event_goes_to_both_keys_as_the_same_bytes(
     await listener.close()
 
 
-async def test_b33_nothing_is_trimmed_and_nothing_expires(wire: World, redis: RedisServer) -> None:
+async def test_b33_nothing_is_trimmed_and_nothing_expires(wire: World, redis: Server) -> None:
     d = await wire.a()
     await asyncio.gather(*(d.produce_event("e", (number,)) for number in range(2000)))
     assert redis.command("LLEN", "events.prodcons") == b":2000\r\n"
     assert redis.command("TTL", "events.prodcons") == b":-1\r\n"
 
 
-async def test_b36_both_eras_and_further_keys_are_decoded(wire: World, redis: RedisServer) -> None:
+async def test_b36_both_eras_and_further_keys_are_decoded(wire: World, redis: Server) -> None:
     a, b, old, new = await wire.a(), await wire.b(), Seen(), Seen()
     a.subscribe("kernel_started", None, old)
     b.subscribe(era_b.KernelStartedEvent, None, new)
@@ -182,7 +182,7 @@ asyncio.run(main(int(sys.argv[1]), int(sys.argv[2])))
 """
 
 
-async def test_b37_an_unchanged_process_shares_the_redis(wire: World, redis: RedisServer) -> None:
+async def test_b37_an_unchanged_process_shares_the_redis(wire: World, redis: Server) -> None:
     d, consumed, seen = await wire.a(), Seen(), Seen()
     d.consume("e", None, consumed)
     d.subscribe("e", None, seen)
@@ -211,7 +211,7 @@ async def test_b37_an_unchanged_process_shares_the_redis(wire: World, redis: Red
 
 WORKER = """
 import asyncio, sys
-sys.path.insert(0, sys.argv[2])
+sys.path[:0] = sys.argv[2:4]
 from eventbus import _eventbus, redis_client
 from eventbus.compat.backendai import EventDispatcher
 if not hasattr(_eventbus, "RedisClient"):
@@ -230,10 +230,10 @@ asyncio.run(main())
 """
 
 
-async def test_b55_events_in_flight_survive_kill_9(wire: World, redis: RedisServer) -> None:
+async def test_b55_events_in_flight_survive_kill_9(wire: World, redis: Server) -> None:
     d = await wire.a(lease=1.0)
     worker = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", WORKER, redis.url, TESTS, stdout=subprocess.PIPE
+        sys.executable, "-c", WORKER, redis.address, *TESTS, stdout=subprocess.PIPE
     )
     assert worker.stdout is not None
     for number in range(100):
@@ -250,7 +250,7 @@ async def test_b55_events_in_flight_survive_kill_9(wire: World, redis: RedisServ
 
 
 async def test_b55_an_event_leaves_the_in_flight_list_when_its_handlers_ended(
-    wire: World, redis: RedisServer
+    wire: World, redis: Server
 ) -> None:
     async def ignore(kind: Any, error: BaseException, tb: Any) -> None:
         pass
@@ -279,7 +279,7 @@ def wire_id(dispatcher: Any) -> str:
     return transport._id
 
 
-async def test_b55_at_most_once_when_asked(wire: World, redis: RedisServer) -> None:
+async def test_b55_at_most_once_when_asked(wire: World, redis: Server) -> None:
     d, seen = await wire.a(at_least_once=False, concurrency=5), Seen()
     go = asyncio.Event()
 
@@ -298,7 +298,7 @@ async def test_b55_at_most_once_when_asked(wire: World, redis: RedisServer) -> N
 
 
 async def test_b57_push_and_publish_are_one_step_and_duplicates_are_recognised(
-    wire: World, redis: RedisServer
+    wire: World, redis: Server
 ) -> None:
     d, seen = await wire.a(), Seen()
     d.subscribe("e", None, seen)
@@ -322,7 +322,7 @@ async def test_b57_dedup_on_other_buses(world: World) -> None:
 
 
 async def test_b62_figures_of_the_list(
-    wire: World, redis: RedisServer, caplog: pytest.LogCaptureFixture, monkeypatch: Any
+    wire: World, redis: Server, caplog: pytest.LogCaptureFixture, monkeypatch: Any
 ) -> None:
     monkeypatch.setattr(wire_module, "_DEEP", 20)
     monkeypatch.setattr(wire_module, "_HOLD", 0.0)
@@ -347,7 +347,7 @@ async def test_b62_figures_of_the_list(
 
 
 async def test_b51_a_popped_event_is_handed_to_who_announced_its_name(
-    wire: World, redis: RedisServer
+    wire: World, redis: Server
 ) -> None:
     one, two, mine, other = await wire.a(), await wire.a(), Seen(), Seen()
     two.consume("other", None, other)
