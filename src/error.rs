@@ -46,6 +46,16 @@ pub enum Error {
         /// What to do about it.
         remedy: &'static str,
     },
+    /// The server does not let this user do it; nothing was changed.
+    #[error("{endpoint} denied it: {reason}; {remedy}")]
+    Denied {
+        /// Host and port, never credentials.
+        endpoint: String,
+        /// What the server said.
+        reason: String,
+        /// What to do about it.
+        remedy: &'static str,
+    },
     /// No answer in time; the outcome may be unknown.
     #[error("{operation} got no answer within {after:?}")]
     Timeout {

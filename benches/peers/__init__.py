@@ -25,6 +25,7 @@ PEERS: dict[str, tuple[str, tuple[str, ...], dict[str, Any]]] = {
     "eventbus queue": ("ours", (), {"how": "one", "queue": True}),
     "eventbus queue, 50 at once": ("ours", (), {"how": "gather", "queue": True}),
     "eventbus queue, publish_many": ("ours", (), {"how": "many", "queue": True}),
+    "eventbus queue, 100 in hand": ("ours", (), {"how": "many", "queue": True, "in_hand": 100}),
     "stream-100": ("redispy", ("redis", "msgpack"), {"how": "one", "stream": True}),
     "stream-100-pipe": ("redispy", ("redis", "msgpack"), {"how": "pipe", "stream": True}),
     "faststream stream": ("faststreams", ("faststream", "redis"), {"stream": True}),

@@ -54,7 +54,7 @@ class Ours(Producer):
         await self._bus.close()
 
 
-async def producer(url: str, how: str, queue: bool = False) -> Producer:
+async def producer(url: str, how: str, queue: bool = False, in_hand: int = 16) -> Producer:
     bus = connect(url)
     await bus.connect()
     if queue:
@@ -63,11 +63,12 @@ async def producer(url: str, how: str, queue: bool = False) -> Producer:
 
 
 class OurConsumer:
-    """Subscribes, or consumes with the defaults of the library."""
+    """Subscribes, or consumes; ``in_hand`` deliveries at a time, by default as the library does."""
 
-    def __init__(self, url: str, queue: bool) -> None:
+    def __init__(self, url: str, queue: bool, in_hand: int) -> None:
         self._url = url
         self._queue = queue
+        self._in_hand = in_hand
 
     async def run(self, seen: Seen, ready: Callable[[], None]) -> None:
         async def handle(event: Any) -> None:
@@ -76,12 +77,12 @@ class OurConsumer:
         # A flood of the benchmark is larger than the default buffer, and must arrive whole.
         async with connect(self._url, queue_size=1_000_000) as bus:
             if self._queue:
-                await bus.consume(TOPIC, handle, group=GROUP)
+                await bus.consume(TOPIC, handle, group=GROUP, concurrency=self._in_hand)
             else:
                 await bus.subscribe(TOPIC, handle)
             ready()
             await asyncio.Event().wait()
 
 
-def consumer(url: str, name: str, how: str, queue: bool = False) -> OurConsumer:
-    return OurConsumer(url, queue)
+def consumer(url: str, name: str, how: str, queue: bool = False, in_hand: int = 16) -> OurConsumer:
+    return OurConsumer(url, queue, in_hand)

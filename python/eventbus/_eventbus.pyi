@@ -25,6 +25,8 @@ __all__ = [
     "Invoke",
     "Pending",
     "Publish",
+    "RedisClient",
+    "RedisSubscription",
     "Runner",
     "__version__",
     "_after_fork_in_child",
@@ -459,6 +461,34 @@ class CoreSubscription:
     def ended(self) -> bool: ...
     def __len__(self) -> int: ...
     def __bool__(self) -> Literal[True]: ...
+
+_Argument = str | bytes | int | float
+_Reply = bytes | int | float | list["_Reply"] | None
+
+@final
+class RedisClient:
+    """Single commands and channels of a Redis server, for wires that others have made.
+
+    Args:
+        config: Options as for the Redis backend.
+    """
+
+    def __new__(cls, config: dict[str, Any]) -> Self: ...
+    def connect(self) -> Pending[None]: ...
+    def command(self, *args: _Argument) -> Pending[_Reply]: ...
+    def script(
+        self, text: str, keys: Iterable[_Argument], args: Iterable[_Argument]
+    ) -> Pending[_Reply]: ...
+    def subscribe(self, channel: str, ring: int) -> Pending[RedisSubscription]: ...
+    def close(self) -> Pending[None]: ...
+
+@final
+class RedisSubscription:
+    """The messages of a channel, buffered, as an async iterator."""
+
+    def __aiter__(self) -> Self: ...
+    def __anext__(self) -> Pending[tuple[str, bytes] | None]: ...
+    def close(self) -> Pending[None]: ...
 
 @final
 class CoreTransaction:

@@ -67,6 +67,11 @@ impl Feeds {
         wakers.into_iter().for_each(std::task::Waker::wake);
     }
 
+    /// Whether any listener wants a topic: what has to be fetched first need not be, else.
+    pub(super) fn wants(&self, topic: &str) -> bool {
+        self.0.lock().routes.has_match(topic)
+    }
+
     /// Tells every listener of a hole.
     pub(super) fn gap(&self, gap: Gap) {
         let feeds: Vec<_> = self.0.lock().feeds.values().cloned().collect();

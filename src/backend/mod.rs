@@ -6,6 +6,7 @@
 
 mod feeds;
 pub mod memory;
+pub mod postgres;
 pub mod redis;
 
 use std::sync::Arc;

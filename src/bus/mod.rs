@@ -8,12 +8,14 @@ use std::sync::Arc;
 pub use consumer::{ConsumeOptions, Consumer};
 
 use crate::backend::memory::MemoryBackend;
+use crate::backend::postgres::PostgresBackend;
 use crate::backend::redis::RedisBackend;
+pub use crate::backend::redis::{RedisClient, Reply};
 use crate::backend::{Backend, Committed, Transaction};
 use crate::clock::{Clock, SystemClock};
 use crate::codec::Limits;
 use crate::codec::json::Defaults;
-use crate::config::{MemoryConfig, RedisConfig};
+use crate::config::{MemoryConfig, PostgresConfig, RedisConfig};
 use crate::error::{Error, Result};
 use crate::event::WallTime;
 use crate::shutdown::Tasks;
@@ -27,6 +29,14 @@ pub fn open_redis(config: RedisConfig) -> Result<Arc<dyn Backend>> {
     Ok(Arc::new(RedisBackend::new(config)?))
 }
 
+/// Makes a client for single commands of a Redis server, not connected yet.
+///
+/// # Errors
+/// `Config` listing every problem of the configuration.
+pub fn redis_client(config: RedisConfig) -> Result<RedisClient> {
+    RedisClient::new(config)
+}
+
 /// Opens the embedded memory backend.
 ///
 /// # Errors
@@ -34,6 +44,14 @@ pub fn open_redis(config: RedisConfig) -> Result<Arc<dyn Backend>> {
 pub fn open_memory(config: MemoryConfig, clock: Arc<dyn Clock>) -> Result<Arc<dyn Backend>> {
     config.validate()?;
     Ok(Arc::new(MemoryBackend::new(config, clock)))
+}
+
+/// Opens the Postgres backend, unconnected; the one place that names it.
+///
+/// # Errors
+/// `Config` listing every problem of the configuration.
+pub fn open_postgres(config: PostgresConfig) -> Result<Arc<dyn Backend>> {
+    Ok(Arc::new(PostgresBackend::new(config)?))
 }
 
 /// Returns the time and identity for a JSON message that has none.

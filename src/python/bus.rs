@@ -24,7 +24,7 @@ use crate::backend::{Backend, Due, ListenRequest, MessageAction, Op};
 use crate::bus::{self, Bus};
 use crate::clock::{Clock, ManualClock, SystemClock};
 use crate::codec::{self, Limits, Wire};
-use crate::config::{self, MemoryConfig, RedisConfig};
+use crate::config::{self, MemoryConfig, PostgresConfig, RedisConfig};
 use crate::error::Error;
 use crate::ring::Ring;
 use crate::shutdown::Tasks;
@@ -242,6 +242,11 @@ impl CoreBus {
                 let config: RedisConfig = read_config(config)?;
                 wire = config.wire.into();
                 Home { backend: bus::open_redis(config)?, hub: Arc::default() }
+            }
+            "postgres" => {
+                let config: PostgresConfig = read_config(config)?;
+                wire = config.wire.into();
+                Home { backend: bus::open_postgres(config)?, hub: Arc::default() }
             }
             "memory" => home(name, read_config(config)?, clock.as_ref())?,
             other => {
@@ -769,7 +774,9 @@ impl Drop for CoreBus {
 ///
 /// # Errors
 /// `Config` naming what is unknown or of another type.
-fn read_config<C: serde::de::DeserializeOwned>(config: &Bound<'_, PyDict>) -> Result<C, Error> {
+pub(crate) fn read_config<C: serde::de::DeserializeOwned>(
+    config: &Bound<'_, PyDict>,
+) -> Result<C, Error> {
     pythonize::depythonize(config)
         .map_err(|error| Error::Config { problems: vec![error.to_string()] })
 }

@@ -22,6 +22,7 @@ mod classes {
     pyo3::import_exception!(eventbus.errors, PayloadTooLarge);
     pyo3::import_exception!(eventbus.errors, QueueFull);
     pyo3::import_exception!(eventbus.errors, TopicError);
+    pyo3::import_exception!(eventbus.errors, OperationError);
     pyo3::import_exception!(eventbus.errors, UnknownVersionError);
     pyo3::import_exception!(eventbus.errors, UnsupportedError);
     pyo3::import_exception!(eventbus.errors, VersionConflict);
@@ -34,6 +35,7 @@ impl From<Error> for PyErr {
             Error::Config { problems } => classes::ConfigError::new_err((text, problems)),
             Error::Topic { .. } => classes::TopicError::new_err(text),
             Error::Connect { .. } | Error::Refused { .. } => classes::ConnectError::new_err(text),
+            Error::Denied { .. } => classes::OperationError::new_err(text),
             Error::Timeout { outcome_unknown, .. } => {
                 classes::OperationTimeout::new_err((text, outcome_unknown))
             }

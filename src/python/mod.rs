@@ -11,6 +11,7 @@ mod lazy;
 mod mailbox;
 mod options;
 mod publish;
+mod redis_client;
 mod runner;
 mod runtime;
 mod slots;
@@ -36,6 +37,8 @@ mod _eventbus {
     use super::mailbox::Pending;
     #[pymodule_export]
     use super::publish::Publish;
+    #[pymodule_export]
+    use super::redis_client::{RedisClient, RedisSubscription};
     #[pymodule_export]
     use super::runner::Runner;
     #[pymodule_export]

@@ -1,5 +1,7 @@
 //! One compiled `fnmatch` pattern: the answer of Python's `fnmatch.fnmatchcase` for every text.
 
+mod regex;
+
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 

@@ -64,6 +64,30 @@ async def test_a_network_that_is_dead_in_one_direction_is_noticed(
     await markers.alive(publisher)
 
 
+async def test_publishes_under_way_survive_a_half_open_connection(
+    connected: Connect, proxy: FaultProxy, tmp_path: Path
+) -> None:
+    publisher, consumer = await connected(proxy.port, op_timeout=10.0), await connected()
+    await consumer.declare_group(GROUP, TOPIC)
+    load = Load(publisher, TOPIC, tmp_path)
+    loading = asyncio.create_task(load.run())
+    await asyncio.sleep(0.3)
+    opened, held = proxy.count("open"), time.monotonic()
+    proxy.hold()
+    assert await soon(lambda: proxy.count("open") > opened, 10)
+    # Waiting for answers is silence too.
+    assert time.monotonic() - held < 2 * QUICK["heartbeat"] + 1.0
+    proxy.heal()
+    accepted = load.published
+    assert await soon(lambda: load.published > accepted + 20, 2 * QUICK["heartbeat"] + 2.0)
+    load.stop()
+    await loading
+    verdict = judge(tmp_path)
+    assert not verdict.failed, str(verdict)
+    assert not verdict.unknown, str(verdict)
+    assert (await group_of(consumer, GROUP))["accepted"] == len(verdict.ok)
+
+
 @sizes(300, 10_000)
 async def test_lost_answers_to_publishes_double_nothing(
     count: int, connected: Connect, proxy: FaultProxy, tmp_path: Path

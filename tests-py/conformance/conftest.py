@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,9 +12,11 @@ from typing import Any
 import pytest
 
 from eventbus import Bus, connect
-from servers.shared import shared_redis
+from servers.shared import shared_postgres, shared_redis
 
 MakeBus = Callable[..., Awaitable[Bus]]
+
+_schemas = itertools.count(1)
 
 
 @dataclass(frozen=True)
@@ -22,8 +26,8 @@ class Backend:
     Attributes:
         name: Names it in the test ids.
         url: What ``connect`` gets; ``{unique}`` becomes a name of the test's own, so that all buses
-            of one test share a backend and no two tests do, ``{redis}`` the address of the run's
-            Redis.
+            of one test share a backend and no two tests do, ``{redis}`` and ``{postgres}`` the
+            addresses of the servers of the run, ``{schema}`` a schema of the test's own.
         options: Further options of every bus.
     """
 
@@ -37,6 +41,7 @@ BACKENDS = [
     Backend("memory-queued", "memory://{unique}", {"delivery": "queued"}),
     Backend("memory-strict", "memory://{unique}", {"strict": True}),
     Backend("redis", "{redis}?prefix={unique}"),
+    Backend("postgres", "{postgres}?schema={schema}"),
 ]
 
 
@@ -86,8 +91,11 @@ async def make_bus(
 ) -> AsyncIterator[MakeBus]:
     """Return a function that makes a connected bus; all of one test share the backend."""
     name = unique("bus").replace(":", "-")
-    address = shared_redis().url() if "{redis}" in backend.url else ""
-    url = backend.url.format(unique=name, redis=address)
+    redis = shared_redis().url() if "{redis}" in backend.url else ""
+    postgres = shared_postgres().url() if "{postgres}" in backend.url else ""
+    # A schema's name is short and plain.
+    schema = f"test_{os.getpid()}_{next(_schemas)}"
+    url = backend.url.format(unique=name, redis=redis, postgres=postgres, schema=schema)
     made: list[Bus] = []
 
     async def make(**options: Any) -> Bus:

@@ -9,6 +9,7 @@ import pytest
 
 from conformance.support import WITHIN, nothing_from, take, take_all
 from eventbus import Bus, BusClosedError, Gap
+from eventbus.stream import Stream
 
 
 async def test_a_stream_gives_what_is_published_after_it_began(bus: Bus, topic: str) -> None:
@@ -81,20 +82,20 @@ async def test_leaving_the_block_ends_it(bus: Bus, topic: str) -> None:
 
 
 async def test_closing_it_ends_a_waiting_loop(bus: Bus, topic: str) -> None:
-    events = bus.stream(topic)
     seen: list[int] = []
 
-    async def read() -> None:
+    async def read(events: Stream) -> None:
         async for event in events:
             seen.append(event.payload)
             if event.payload == 2:
                 await events.aclose()
 
-    reader = asyncio.create_task(read())
-    await asyncio.sleep(0)
-    for number in range(5):
-        await bus.publish(topic, number)
-    await asyncio.wait_for(reader, WITHIN)
+    async with bus.stream(topic) as events:
+        reader = asyncio.create_task(read(events))
+        await asyncio.sleep(0)
+        for number in range(5):
+            await bus.publish(topic, number)
+        await asyncio.wait_for(reader, WITHIN)
     assert seen == [0, 1, 2]
 
 

@@ -130,6 +130,8 @@ pub(super) struct Header<'a> {
     pub(super) producer: &'a str,
     pub(super) number: u64,
     pub(super) dedup_window: Duration,
+    /// Whether the batch may have been sent before.
+    pub(super) again: bool,
 }
 
 impl Batch {
@@ -172,7 +174,7 @@ impl Batch {
             write_part(&mut segments, part, transactions, &mut topics, &mut queues);
         }
         let mut bytes = Vec::with_capacity(segments.len() + topics.out.len() + 128);
-        array(&mut bytes, 6);
+        array(&mut bytes, 7);
         write_text(&mut bytes, header.registry.version.as_bytes());
         write_text(&mut bytes, header.producer.as_bytes());
         number(&mut bytes, header.number);
@@ -182,6 +184,7 @@ impl Batch {
         bytes.extend_from_slice(&segments);
         let window = u64::try_from(header.dedup_window.as_millis()).unwrap_or(u64::MAX);
         number(&mut bytes, window);
+        flag(&mut bytes, header.again);
         Self { bytes, parts, queues }
     }
 

@@ -101,21 +101,32 @@ impl Session {
 
     async fn look(self: &Arc<Self>, request: &ClaimRequest, max: usize) -> Result<Found> {
         let slot = self.slots.take();
-        let answer = self
-            .script("claim", &scripts::CLAIM, |command| {
-                command
-                    .arg(request.group.as_bytes())
-                    .arg(max)
-                    .arg(micros(request.lease))
-                    .arg(request.max_deliveries)
-                    .arg(&self.process)
-                    .arg(slot.index)
-                    .arg(slot.number);
-                for binding in request.bindings.iter() {
-                    command.arg(write_binding(binding));
-                }
-            })
-            .await?;
+        let registry = Arc::clone(&self.registry.read());
+        let known = registry.known(&request.group);
+        let queues = known.map(|known| known.queues(&request.bindings)).unwrap_or_default();
+        let question = |again: bool| {
+            let mut command = scripts::CLAIM.call(&self.prefix);
+            command
+                .arg(request.group.as_bytes())
+                .arg(max)
+                .arg(micros(request.lease))
+                .arg(request.max_deliveries)
+                .arg(&self.process)
+                .arg(slot.index)
+                .arg(slot.number)
+                .arg(u8::from(again))
+                .arg(&registry.version)
+                .arg(known.map_or(0, |known| known.group))
+                .arg(queues.len());
+            for queue in &queues {
+                command.arg(*queue);
+            }
+            for binding in request.bindings.iter() {
+                command.arg(write_binding(binding));
+            }
+            command
+        };
+        let answer = self.run("claim", question).await?;
         self.found(request, answer).await
     }
 
@@ -128,7 +139,9 @@ impl Session {
         match kind.as_str() {
             "nogroup" => Err(Error::NotFound { what: "group", name: request.group.to_string() }),
             "nodata" if !request.bindings.is_empty() => {
-                self.status.data_lost();
+                self.status.warn(
+                    "the server lost its data: groups were declared anew, what waited is gone",
+                );
                 let bindings = request.bindings.to_vec();
                 let name = Arc::clone(&request.group);
                 // What comes from now on is kept again.

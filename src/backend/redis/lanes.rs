@@ -178,6 +178,7 @@ async fn send(context: &Context, producer: &str, number: u64, mut batch: Vec<Wai
             producer,
             number,
             dedup_window: context.dedup_window,
+            again: sent,
         };
         let encoded = Batch::write(&header, &transactions);
         let mut command = scripts::COMMIT.call(&context.prefix);

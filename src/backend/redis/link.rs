@@ -9,6 +9,7 @@ use redis::aio::MultiplexedConnection;
 use redis::{Cmd, RedisError, Value, cmd};
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, timeout, timeout_at};
+use tokio_util::sync::CancellationToken;
 
 use super::dial::{ask, pause, says};
 use crate::backend::{ConnectionState, Health};
@@ -42,12 +43,11 @@ impl Status {
     pub(super) fn describe(&self, server: String, warnings: Vec<String>) {
         let mut health = self.health.lock();
         health.server = server;
-        health.warnings = warnings;
+        health.warnings.extend(warnings);
     }
 
-    /// Remembers that the server forgot what it had accepted.
-    pub(super) fn data_lost(&self) {
-        let told = "the server lost its data: groups were declared anew, what waited is gone";
+    /// Remembers what an operator should know, once.
+    pub(super) fn warn(&self, told: &str) {
         let mut health = self.health.lock();
         if health.warnings.iter().all(|warning| warning != told) {
             health.warnings.push(told.to_owned());
@@ -102,6 +102,7 @@ pub(super) struct Link {
     made: AtomicU64,
     pub(super) status: Arc<Status>,
     endpoint: Mutex<String>,
+    ended: CancellationToken,
 }
 
 impl std::fmt::Debug for Link {
@@ -119,6 +120,7 @@ impl Link {
             made: AtomicU64::new(0),
             status,
             endpoint: Mutex::default(),
+            ended: CancellationToken::new(),
         }
     }
 
@@ -143,7 +145,13 @@ impl Link {
     /// Returns the connection in use, waiting for one until the deadline.
     async fn live(&self, deadline: Instant) -> Result<Live, Trouble> {
         let mut live = self.live.subscribe();
-        let found = timeout_at(deadline, live.wait_for(Option::is_some)).await;
+        let found = tokio::select! {
+            biased;
+            () = self.ended.cancelled() => {
+                return Err(Trouble::Refused(Error::Closed { what: "bus" }));
+            }
+            found = timeout_at(deadline, live.wait_for(Option::is_some)) => found,
+        };
         match found {
             Ok(Ok(found)) => found.clone().ok_or(Trouble::Unsent),
             _ => Err(Trouble::Unsent),
@@ -174,6 +182,7 @@ impl Link {
 
     /// Ends it: the connection is closed once the last command on it was answered.
     pub(super) fn end(&self) {
+        self.ended.cancel();
         self.live.send_replace(None);
     }
 
@@ -220,12 +229,20 @@ impl Link {
                 Trouble::Away
             }
             Some("BUSY") => Trouble::Away,
+            Some("NOPERM") => Trouble::Refused(self.denied(error)),
+            Some(_) if says(error).contains("NOPERM") => Trouble::Refused(self.denied(error)),
             Some(_) => Trouble::Refused(self.refused(error)),
             None => {
                 break_off();
                 Trouble::Lost
             }
         }
+    }
+
+    fn denied(&self, error: &RedisError) -> Error {
+        let endpoint = self.endpoint();
+        let remedy = "grant the rights of the ACL recipe";
+        Error::Denied { endpoint, reason: says(error), remedy }
     }
 
     fn refused(&self, error: &RedisError) -> Error {
@@ -235,8 +252,6 @@ impl Link {
             "consume what waits, raise maxmemory or free memory, then try again"
         } else if reason.contains("MISCONF") {
             "make room on the server's disk, then try again"
-        } else if reason.contains("NOPERM") {
-            "grant the rights of the ACL recipe"
         } else {
             "see the server's log"
         };
@@ -291,6 +306,25 @@ impl Link {
             }
             attempt += 1;
         }
+    }
+}
+
+/// Keeps a connection in use for ever: `lost` runs when it broke, before anything new can arrive,
+/// and `found` once another one is in use.
+pub(super) async fn keep<F>(
+    link: Arc<Link>,
+    heartbeat: Duration,
+    lost: impl Fn(),
+    mut make: impl FnMut() -> F,
+    found: impl Fn(),
+) where
+    F: Future<Output = Result<(MultiplexedConnection, String)>>,
+{
+    loop {
+        link.watch(heartbeat).await;
+        lost();
+        link.renew(&mut make).await;
+        found();
     }
 }
 

@@ -8,6 +8,7 @@
 //! - `lanes`, `batch`: commits; `registry`: the bindings that targets are computed with
 //! - `claim`, `waits`: claims and who waits for one; `operate`: groups and operators
 //! - `listen`: broadcasts; `message`: the stored form of a message, which is also its frame
+//! - `raw`: single commands and channels, for wires that others have made
 //! - `checks`: what an operator should know of the server; `scripts`: the scripts
 
 mod batch;
@@ -20,6 +21,7 @@ mod link;
 mod listen;
 mod message;
 mod operate;
+mod raw;
 mod registry;
 mod scripts;
 mod session;
@@ -32,6 +34,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use parking_lot::RwLock;
 use tokio::time::Instant;
+
+pub use self::raw::{RedisClient, Reply};
 
 use self::dial::Dialer;
 use self::session::Session;

@@ -14,6 +14,27 @@ pub(super) struct Registry {
     pub(super) version: String,
     routes: Router<(u64, u64)>,
     names: AHashMap<u64, Arc<str>>,
+    groups: AHashMap<Arc<str>, Known>,
+}
+
+/// What is known of a group: its number, and its queues by binding.
+#[derive(Debug, Default)]
+pub(super) struct Known {
+    pub(super) group: u64,
+    queues: Vec<(Binding, u64)>,
+}
+
+impl Known {
+    /// Returns the queues of bindings; none when one of them is not known.
+    pub(super) fn queues(&self, bindings: &[Binding]) -> Vec<u64> {
+        let of = |binding: &Binding| {
+            self.queues.iter().find(|(known, _)| known == binding).map(|(_, queue)| *queue)
+        };
+        if bindings.is_empty() {
+            return self.queues.iter().map(|(_, queue)| *queue).collect();
+        }
+        bindings.iter().map(of).collect::<Option<_>>().unwrap_or_default()
+    }
 }
 
 impl Registry {
@@ -26,8 +47,12 @@ impl Registry {
             let group = texts.next()??.parse().ok()?;
             let queue = texts.next()??.parse().ok()?;
             let binding = read_binding(&texts.next()??)?;
-            registry.routes.insert(binding, (group, queue));
-            registry.names.insert(group, name?.into());
+            let name: Arc<str> = name?.into();
+            registry.routes.insert(binding.clone(), (group, queue));
+            let known = registry.groups.entry(Arc::clone(&name)).or_default();
+            known.group = group;
+            known.queues.push((binding, queue));
+            registry.names.insert(group, name);
         }
         Some(registry)
     }
@@ -41,6 +66,10 @@ impl Registry {
 
     pub(super) fn has_queue(&self, topic: &str) -> bool {
         self.routes.has_match(topic)
+    }
+
+    pub(super) fn known(&self, name: &str) -> Option<&Known> {
+        self.groups.get(name)
     }
 
     pub(super) fn name(&self, group: u64) -> Option<&Arc<str>> {

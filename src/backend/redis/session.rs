@@ -119,8 +119,7 @@ impl Session {
         checks::look(&session).await;
         session.tasks.spawn(serve_settles);
         session.tasks.spawn(serve_writes);
-        session.tasks.spawn(keep_commands(Arc::clone(&maker)));
-        session.tasks.spawn(keep_pushes(Arc::clone(&maker)));
+        session.keep_connections(&maker);
         session.tasks.spawn(pass_wakes(
             Arc::clone(&session.receiver),
             Arc::clone(&session.context),
@@ -128,6 +127,36 @@ impl Session {
         ));
         session.tasks.spawn(end_subscriptions(maker, over));
         Ok(session)
+    }
+
+    fn keep_connections(&self, maker: &Arc<Maker>) {
+        let every = self.config.net.heartbeat;
+        let of = |maker: &Arc<Maker>| Arc::clone(maker);
+        let (own, waits) = (of(maker), Arc::clone(&self.waits));
+        self.tasks.spawn(link::keep(
+            Arc::clone(&self.commands),
+            every,
+            || {},
+            move || {
+                let maker = of(&own);
+                async move { maker.command_connection().await }
+            },
+            // Who was woken meanwhile could not claim.
+            move || waits.wake_all(),
+        ));
+        let (own, waits) = (of(maker), Arc::clone(&self.waits));
+        let receiver = Arc::clone(&self.receiver);
+        self.tasks.spawn(link::keep(
+            Arc::clone(&self.pushes),
+            every,
+            // The hole stands where it was.
+            move || receiver.feeds.gap(Gap { cause: GapCause::Reconnect, count: None }),
+            move || {
+                let maker = of(&own);
+                async move { maker.push_connection().await }
+            },
+            move || waits.wake_all(),
+        ));
     }
 
     /// Runs a script until it answers, or the operation's time is over.
@@ -139,15 +168,20 @@ impl Session {
     ) -> Result<Value> {
         let mut command = script.call(&self.prefix);
         arguments(&mut command);
-        self.run(operation, &command).await
+        self.run(operation, |_| command.clone()).await
     }
 
-    /// Sends a command that may be sent again until it answers, or the operation's time is over.
-    pub(super) async fn run(&self, operation: &'static str, command: &Cmd) -> Result<Value> {
+    /// Sends a command that may be sent again until it answers, or the operation's time is over;
+    /// `command` is told whether it was sent before.
+    pub(super) async fn run(
+        &self,
+        operation: &'static str,
+        command: impl Fn(bool) -> Cmd,
+    ) -> Result<Value> {
         let deadline = Instant::now() + self.config.net.op_timeout;
         let mut sent = false;
         loop {
-            match self.commands.send(command, deadline).await {
+            match self.commands.send(&command(sent), deadline).await {
                 Ok(answer) => return Ok(answer),
                 Err(Trouble::NoScript) => load(&self.context, deadline).await,
                 Err(Trouble::Lost) if Instant::now() < deadline => sent = true,
@@ -190,7 +224,6 @@ struct Maker {
     dialer: Arc<Dialer>,
     config: RedisConfig,
     prefix: String,
-    commands: Arc<Link>,
     pushes: Arc<Link>,
     receiver: Arc<Receiver>,
     subscriptions: Arc<Subscriptions>,
@@ -202,7 +235,6 @@ impl Maker {
             dialer,
             config: session.config.clone(),
             prefix: session.prefix.clone(),
-            commands: Arc::clone(&session.commands),
             pushes: Arc::clone(&session.pushes),
             receiver: Arc::clone(&session.receiver),
             subscriptions: Arc::clone(&session.subscriptions),
@@ -228,7 +260,7 @@ impl Maker {
                 .arg(self.config.max_tombstones);
             match ask(&mut connection, &configure).await {
                 // A full server, or one whose disk is full, still has them from before.
-                Err(error) if matches!(error.code(), Some("OOM" | "MISCONF")) => Ok(()),
+                Err(error) if matches!(error.code(), Some("OOM" | "MISCONF" | "NOPERM")) => Ok(()),
                 other => other.map(drop),
             }
         };
@@ -256,6 +288,16 @@ impl Maker {
         };
         match tokio::time::timeout(limit, ready).await {
             Ok(Ok(())) => Ok((connection, endpoint.to_string())),
+            // Who only publishes needs no wake-ups.
+            Ok(Err(error))
+                if error.code() == Some("NOPERM") && self.subscriptions.all().0.is_empty() =>
+            {
+                self.pushes.status.warn(
+                    "the user may not subscribe: nothing is received, and consumers are woken by \
+                     the sweep only",
+                );
+                Ok((connection, endpoint.to_string()))
+            }
             Ok(Err(error)) => Err(refusal(&endpoint, &error)),
             Err(_) => Err(silent(&endpoint, limit)),
         }
@@ -264,27 +306,6 @@ impl Maker {
 
 fn silent(endpoint: &crate::config::Endpoint, limit: Duration) -> Error {
     crate::net::failed(endpoint, &format!("no answer within {limit:?}"))
-}
-
-/// Keeps the command connection.
-async fn keep_commands(maker: Arc<Maker>) {
-    loop {
-        maker.commands.watch(maker.config.net.heartbeat).await;
-        maker.commands.renew(|| maker.command_connection()).await;
-        // Who was woken meanwhile could not claim.
-        maker.receiver.waits.wake_all();
-    }
-}
-
-/// Keeps the pub/sub connection; what it missed is told.
-async fn keep_pushes(maker: Arc<Maker>) {
-    loop {
-        maker.pushes.watch(maker.config.net.heartbeat).await;
-        // Before anything new can arrive, so that the hole stands at its place.
-        maker.receiver.feeds.gap(Gap { cause: GapCause::Reconnect, count: None });
-        maker.pushes.renew(|| maker.push_connection()).await;
-        maker.receiver.waits.wake_all();
-    }
 }
 
 /// Wakes who waits here; a wake-up for nobody goes on to another process.

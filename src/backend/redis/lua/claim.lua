@@ -1,13 +1,25 @@
 -- Claims: the best ready copies of the queues a consumer serves; or a look whether there are any.
 --
--- ARGV: group, max (0 = look only), lease, max_deliveries, process, slot, number, binding, ...
---   slot, number  a claim sent again (same number in the slot) answers what it gave before
+-- ARGV: group, max (0 = look only), lease, max_deliveries, process, slot, number, again,
+--       version, g, count, queue, ..., binding, ...
+--   slot, number, again  a claim sent again answers what its number gave before
+--   version, g, queues   what the caller knows of the group, if that version still holds
 -- Answers {'nogroup'}, {'nodata'}, {'ready'}, {'empty', next change or -1, now}, or
 -- {'claimed', now, until, then per copy: token, attempts:crashes, copy}.
-local group = find_group(ARGV[1])
-if not group then
-  -- Without a version of the registry everything was lost, not only this group deleted.
-  return { call('EXISTS', P .. 'v') == 1 and 'nogroup' or 'nodata' }
+local known = tonumber(ARGV[11])
+local group, queues
+local version = call('GET', P .. 'v')
+if version == ARGV[9] and known > 0 then
+  group, queues = open_group(ARGV[10]), {}
+  for at = 12, 11 + known do
+    queues[#queues + 1] = ARGV[at]
+  end
+else
+  group = find_group(ARGV[1])
+  if not group then
+    -- Without a version of the registry everything was lost, not only this group deleted.
+    return { version and 'nogroup' or 'nodata' }
+  end
 end
 local G = group.G
 local max, lease, max_deliveries = tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
@@ -19,7 +31,7 @@ local function tried(seq)
   return state and string.match(state, '^%d+:%d+') or '0:0'
 end
 
-if max > 0 then
+if max > 0 and ARGV[8] == '1' then
   local before = call('GET', slot)
   local same, at = string.match(before or '', '^(%d+):()')
   if same == number then
@@ -38,19 +50,34 @@ if max > 0 then
   end
 end
 
-sweep(group)
+local meta = call('HMGET', G .. 'm', 'paused', 'next')
+local paused = meta[1] == '1'
+group.next = tonumber(meta[2] or nil) or false
+if group.next and group.next <= now then
+  sweep(group)
+end
 
-local queues = {}
-if #ARGV >= 8 then
-  for at = 8, #ARGV do
-    queues[#queues + 1] = call('HGET', G .. 'q', ARGV[at]) or nil
+if not queues then
+  queues = {}
+  if #ARGV >= 12 + known then
+    for at = 12 + known, #ARGV do
+      queues[#queues + 1] = call('HGET', G .. 'q', ARGV[at]) or nil
+    end
+  else
+    queues = call('HVALS', G .. 'q')
   end
-else
-  queues = call('HVALS', G .. 'q')
 end
 
 -- Returns what is ready, best first, at most `most`: seqs and the number taken from each source.
 local function best(most)
+  if #queues == 1 and call('ZCARD', G .. 'z' .. queues[1]) == 0 then
+    -- The common case: taken at once, the list is in order.
+    local source, picked = { queue = queues[1], taken = true }, {}
+    for n, seq in ipairs(call('LPOP', G .. 'l' .. queues[1], most) or {}) do
+      picked[n] = { seq, source }
+    end
+    return picked
+  end
   local sources = {}
   for _, queue in ipairs(queues) do
     local list = call('LRANGE', G .. 'l' .. queue, 0, most - 1)
@@ -96,6 +123,13 @@ end
 
 -- Takes the first `n` of what was picked out of their places.
 local function take(picked, n)
+  if picked[1][2].taken then
+    -- What stands behind goes back where it was.
+    for at = #picked, n + 1, -1 do
+      call('LPUSH', G .. 'l' .. picked[at][2].queue, picked[at][1])
+    end
+    return
+  end
   local taken = {}
   for at = 1, n do
     local source = picked[at][2]
@@ -115,7 +149,6 @@ local function is_ours(blob)
   return #blob > HEAD + 18 and string.sub(blob, HEAD + 1, HEAD + 2) == '\151\176'
 end
 
-local paused = call('HGET', G .. 'm', 'paused') == '1'
 if max == 0 then
   if not paused then
     for _, queue in ipairs(queues) do
@@ -186,8 +219,7 @@ if #seqs == 0 then
       redis.pcall('SADD', G .. 'w' .. queue, process)
     end
   end
-  local at = next_change(group)
-  return { 'empty', at and int(at) or '-1', int(now) }
+  return { 'empty', group.next and int(group.next) or '-1', int(now) }
 end
 
 local token = call('HINCRBY', P .. 'n', 'token', #seqs) - #seqs
@@ -210,6 +242,7 @@ end
 bulk('ZREM', G .. 'e', ends)
 bulk('HSET', G .. 'a', claims)
 bulk('ZADD', G .. 't', leases)
+look_at(group, now + lease)
 if process ~= '' then
   redis.pcall('SET', slot, number .. ':' .. cmsgpack.pack(gave), 'EX', 300)
 end

@@ -1,8 +1,9 @@
 -- A batch of transactions, first part: runs of plain publishes and plain acknowledgements, in bulk.
 --
--- ARGV[1] is msgpack: [version, producer, number, topics, segments, dedup_window]
+-- ARGV[1] is msgpack: [version, producer, number, topics, segments, dedup_window, again]
 --   version   of the registry of bindings that the targets were computed with
 --   number    counts the batches of the producer: a batch sent again answers what it did before
+--   again     whether it was sent before
 --   topics    [[channel, [g, queue, g, queue, ...]], ...], named by index from 1
 --   segments  ['p', topic, message, frame, ...]             plain publishes
 --             ['P', topic, message, frame, ...]             the same, as one transaction
@@ -15,14 +16,15 @@ local version, producer, number = batch[1], batch[2], batch[3]
 local topics, segments, dedup_window = batch[4], batch[5], batch[6]
 
 local slot = P .. 'p:' .. producer
-local last = call('GET', slot)
+local last = batch[7] and call('GET', slot)
 if last then
   local done, at = string.match(last, '^(%d+):()')
   if tonumber(done) == number then
     return string.sub(last, at)
   end
 end
-if (call('GET', P .. 'v') or '0') ~= version then
+-- Without topics nothing depends on the bindings.
+if #topics > 0 and (call('GET', P .. 'v') or '0') ~= version then
   return 'STALE'
 end
 
@@ -60,7 +62,8 @@ local function broadcast(topic, message, frame)
   end
 end
 
--- Whether every group has room for what a run adds.
+-- Whether every group has room for what a run adds; tells which are paused.
+local paused = {}
 local function have_room(run)
   local need = {}
   for at = 2, #run, 3 do
@@ -70,7 +73,9 @@ local function have_room(run)
     end
   end
   for g, adds in pairs(need) do
-    local max = call('HGET', P .. 'g' .. g .. ':m', 'max')
+    local meta = call('HMGET', P .. 'g' .. g .. ':m', 'max', 'paused')
+    local max = meta[1]
+    paused[g] = meta[2] == '1'
     if max and call('HLEN', P .. 'g' .. g .. ':c') + adds > tonumber(max) then
       return false
     end
@@ -133,7 +138,7 @@ local function publish_run(run)
     end
     call('HINCRBY', P .. 'n', 'published', published)
     for _, g in ipairs(ready) do
-      if call('HGET', P .. 'g' .. g .. ':m', 'paused') ~= '1' then
+      if not paused[g] then
         for queue, list in pairs(groups[g].lists) do
           wake(g, queue, #list)
         end

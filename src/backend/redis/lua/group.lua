@@ -76,13 +76,26 @@ local function make_ready(group, copy)
   group.wakes[copy.queue] = (group.wakes[copy.queue] or 0) + 1
 end
 
+-- Remembers the earliest time at which a sweep may find something; it may be too early, never late.
+local function look_at(group, at)
+  if group.next == nil then
+    group.next = tonumber(call('HGET', group.G .. 'm', 'next') or nil) or false
+  end
+  if not group.next or at < group.next then
+    group.next = at
+    call('HSET', group.G .. 'm', 'next', int(at))
+  end
+end
+
 -- Puts a copy that is in no place where it belongs.
 local function place(group, copy, due)
   if copy.expires > 0 then
     call('ZADD', group.G .. 'e', int(copy.expires), copy.seq)
+    look_at(group, copy.expires)
   end
   if due > now then
     call('ZADD', group.G .. 'd', int(due), copy.seq)
+    look_at(group, due)
     -- Somebody must sleep no longer than until then.
     group.wakes[copy.queue] = (group.wakes[copy.queue] or 0) + 1
   elseif copy.key and head_of(group, copy.key) ~= copy.seq then
@@ -259,17 +272,19 @@ local function sweep(group)
     end
   end
   expire(group)
-end
-
--- Returns the next time at which a sweep may make something ready, or false.
-local function next_change(group)
-  local first = call('ZRANGE', group.G .. 'd', 0, 0, 'WITHSCORES')
-  local lease = call('ZRANGE', group.G .. 't', 0, 0, 'WITHSCORES')
-  local at, ending = tonumber(first[2]), tonumber(lease[2])
-  if at and ending then
-    return math.min(at, ending)
+  local earliest = false
+  for _, key in ipairs({ 'd', 't', 'e' }) do
+    local at = tonumber(call('ZRANGE', G .. key, 0, 0, 'WITHSCORES')[2])
+    if at and (not earliest or at < earliest) then
+      earliest = at
+    end
   end
-  return at or ending or false
+  group.next = earliest
+  if earliest then
+    call('HSET', G .. 'm', 'next', int(earliest))
+  else
+    call('HDEL', G .. 'm', 'next')
+  end
 end
 
 local function wake_all(group)

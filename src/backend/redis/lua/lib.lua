@@ -3,7 +3,8 @@
 -- KEYS[1] is the prefix of all keys of the bus; its hash tag keeps them on one node.
 -- A copy of a message is named by its order of acceptance ("seq", 16 digits, so that names sort).
 -- Keys of a group g (P .. 'g' .. g .. ':' ..):
---   m  hash   name, max, paused, nextq, counters, b<queue> -> binding
+--   m  hash   name, max, paused, next (sweep), nextq, counters, b<queue> -> binding
+--   q  hash   binding -> queue
 --   c  hash   seq -> head (accepted, expires, queue, kind) .. message
 --   s  hash   seq -> attempts:crashes:since:error, for what was claimed or moved before
 --   i  hash   message id -> its seqs, joined by commas

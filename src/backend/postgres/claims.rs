@@ -1,0 +1,199 @@
+//! Claims, waits and renewals.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::oneshot;
+use tokio_postgres::Row;
+use uuid::Uuid;
+
+use super::calls::{CLAIM, PEEK, RENEW, column};
+use super::live::Live;
+use super::session::Argument;
+use super::step::signed;
+use super::{closed, micros};
+use crate::backend::{ClaimRequest, Delivery, Lease, Op, Outcome, Transaction};
+use crate::error::{Error, Result};
+use crate::topic::Binding;
+
+/// After the first wait in a while, a publish at that very moment may have notified nobody.
+const SECOND_LOOK: Duration = Duration::from_millis(50);
+
+/// Splits bindings into what the functions of the schema take.
+pub(super) fn split(bindings: &[Binding]) -> (Vec<bool>, Vec<&str>) {
+    let patterns = bindings.iter().map(|binding| matches!(binding, Binding::Pattern(_)));
+    (patterns.collect(), bindings.iter().map(text).collect())
+}
+
+fn text(binding: &Binding) -> &str {
+    match binding {
+        Binding::Topic(topic) => topic,
+        Binding::Pattern(pattern) => pattern.as_str(),
+    }
+}
+
+/// Deliveries on their way to the caller; given back when it has gone.
+struct Held {
+    live: Arc<Live>,
+    deliveries: Vec<Delivery>,
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        if self.deliveries.is_empty() {
+            return;
+        }
+        let live = Arc::clone(&self.live);
+        let release = |delivery: Delivery| Transaction {
+            ops: vec![Op::Settle(delivery.lease, Outcome::Release)],
+        };
+        let batch = std::mem::take(&mut self.deliveries).into_iter().map(release).collect();
+        self.live.link.tasks.spawn(async move {
+            // What cannot be given back comes back when its lease ends.
+            live.inbox.commit(batch).await;
+        });
+    }
+}
+
+/// Claims; a caller that goes away leaves everything queued.
+pub(super) async fn claim(live: &Arc<Live>, request: &ClaimRequest) -> Result<Vec<Delivery>> {
+    let (reply, answer) = oneshot::channel();
+    let (task, request) = (Arc::clone(live), request.clone());
+    live.link.tasks.spawn(async move {
+        let claimed = take(&task, &request).await;
+        let held = claimed.map(|deliveries| Held { live: task, deliveries });
+        // Dropped here when nobody waits for it.
+        let _ = reply.send(held);
+    });
+    let mut held = answer.await.map_err(|_| closed())??;
+    Ok(std::mem::take(&mut held.deliveries))
+}
+
+async fn take(live: &Live, request: &ClaimRequest) -> Result<Vec<Delivery>> {
+    let (patterns, texts) = split(&request.bindings);
+    let max = i32::try_from(request.max).unwrap_or(i32::MAX);
+    let max_deliveries = i32::try_from(request.max_deliveries).unwrap_or(i32::MAX);
+    let lease = micros(request.lease);
+    let group = &*request.group;
+    let arguments: [Argument<'_>; 6] = [&group, &patterns, &texts, &max, &lease, &max_deliveries];
+    let rows = live.pool.call(&CLAIM, &arguments, group).await?;
+    if !rows.is_empty() {
+        live.hollow.clear(group);
+    }
+    let mut found: Vec<(i16, i64, Delivery)> =
+        rows.iter().map(|row| delivery(&request.group, row)).collect::<Result<_>>()?;
+    found.sort_unstable_by_key(|(priority, seq, _)| (std::cmp::Reverse(*priority), *seq));
+    Ok(found.into_iter().map(|(_, _, delivery)| delivery).collect())
+}
+
+fn delivery(group: &Arc<str>, row: &Row) -> Result<(i16, i64, Delivery)> {
+    let priority: i16 = column(row, 7)?;
+    let lease = Lease {
+        group: Arc::clone(group),
+        binding: unsigned(column(row, 2)?),
+        message: column::<Uuid>(row, 1)?.into_bytes(),
+        token: u64::try_from(column::<i64>(row, 3)?).unwrap_or(0),
+    };
+    let delivery = Delivery {
+        lease,
+        topic: column::<&str>(row, 4)?.into(),
+        body: Bytes::copy_from_slice(column(row, 5)?),
+        key: column::<Option<&str>>(row, 6)?.map(Into::into),
+        priority,
+        attempts: unsigned(column(row, 8)?),
+        crashes: unsigned(column(row, 9)?),
+        accepted_at: column(row, 10)?,
+        lease_until: column(row, 11)?,
+    };
+    Ok((priority, column(row, 0)?, delivery))
+}
+
+/// Counters and indexes are never negative.
+pub(super) fn unsigned(number: i32) -> u32 {
+    u32::try_from(number).unwrap_or(0)
+}
+
+/// Waits until a claim may succeed, also while the server is away.
+pub(super) async fn wait_ready(live: &Arc<Live>, request: &ClaimRequest) -> Result<()> {
+    let group = live.group_id(&request.group).await?;
+    let wait = live.wakes.of(group);
+    let mut closing = live.hearing.clone();
+    closing.mark_unchanged();
+    loop {
+        let notified = wait.notified();
+        tokio::pin!(notified);
+        // From here on a wake-up counts, also one that comes before the wait.
+        notified.as_mut().enable();
+        let pause = match look(live, request).await {
+            Ok(None) => {
+                tokio::time::sleep(live.hollow.pause(&request.group)).await;
+                return Ok(());
+            }
+            Ok(Some(pause)) => pause,
+            Err(error @ (Error::Connect { .. } | Error::Timeout { .. })) => {
+                live.link.note(&error.to_string());
+                Duration::from_secs(1)
+            }
+            Err(error) => return Err(error),
+        };
+        tokio::select! {
+            () = notified => return Ok(()),
+            () = tokio::time::sleep(pause) => {}
+            // The connection that carries wake-ups went or came.
+            _ = closing.changed() => {}
+            () = live.ended() => return Err(closed()),
+        }
+    }
+}
+
+/// Returns `None` when a claim may succeed, else how long to wait before the next look.
+async fn look(live: &Live, request: &ClaimRequest) -> Result<Option<Duration>> {
+    let (patterns, texts) = split(&request.bindings);
+    let sweep = micros(live.sweep);
+    let group = &*request.group;
+    let rows = live.pool.call(&PEEK, &[&group, &patterns, &texts, &sweep], group).await?;
+    let missing = || Error::Internal { reason: "the server answered a wait with nothing".into() };
+    let row = rows.first().ok_or_else(missing)?;
+    if column(row, 0)? {
+        return Ok(None);
+    }
+    live.hollow.clear(group);
+    let due = column::<Option<i64>>(row, 1)?.map(|micros| u64::try_from(micros).unwrap_or(0));
+    // A little later than due, so that the next look finds it due.
+    let due = due.map(|micros| Duration::from_micros(micros) + Duration::from_millis(1));
+    let pause = due.unwrap_or(live.sweep).min(live.sweep);
+    Ok(Some(if column(row, 2)? { pause.min(SECOND_LOOK) } else { pause }))
+}
+
+/// Extends leases; one result each.
+pub(super) async fn renew(live: &Live, leases: &[Lease], lease: Duration) -> Vec<Result<()>> {
+    let lost = |lease: &Lease| Error::LeaseLost {
+        group: lease.group.as_ref().to_owned(),
+        token: lease.token,
+    };
+    let registry = live.registry_for(leases).await;
+    let group: Vec<_> = leases.iter().map(|lease| registry.id(&lease.group).unwrap_or(0)).collect();
+    let binding: Vec<_> =
+        leases.iter().map(|lease| i32::try_from(lease.binding).unwrap_or(-1)).collect();
+    let id: Vec<_> = leases.iter().map(|lease| Uuid::from_bytes(lease.message)).collect();
+    let token: Vec<_> = leases.iter().map(|lease| signed(lease.token)).collect();
+    let arguments: [Argument<'_>; 5] = [&group, &binding, &id, &token, &micros(lease)];
+    let renewed = live.pool.call(&RENEW, &arguments, "").await;
+    let renewed = renewed.and_then(|rows| match rows.first() {
+        Some(row) => column::<Vec<i32>>(row, 0),
+        None => Ok(Vec::new()),
+    });
+    let current = match renewed {
+        Ok(current) => current,
+        Err(error) => return vec![Err(error); leases.len()],
+    };
+    let mut results: Vec<Result<()>> = leases.iter().map(|lease| Err(lost(lease))).collect();
+    for number in current {
+        let index = usize::try_from(number).ok().and_then(|number| number.checked_sub(1));
+        if let Some(result) = index.and_then(|index| results.get_mut(index)) {
+            *result = Ok(());
+        }
+    }
+    results
+}

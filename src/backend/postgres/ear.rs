@@ -1,0 +1,249 @@
+//! The one listening connection: broadcasts, wake-ups, and proof that they arrive.
+
+use std::collections::HashMap;
+use std::future::poll_fn;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use ahash::RandomState;
+use parking_lot::Mutex;
+use rand::RngExt;
+use tokio::sync::watch;
+use tokio::time::{Instant, timeout};
+use tokio_postgres::{AsyncMessage, Client};
+use uuid::Uuid;
+
+use super::calls::{self, FETCH_LARGE};
+use super::connect::Wire;
+use super::fault;
+use super::link::Link;
+use super::pool::Pool;
+use super::registry::Cache;
+use super::wake::Wakes;
+use super::wire::{self, Frame, Notice, Stamp};
+use crate::backend::feeds::Feeds;
+use crate::backend::{Gap, GapCause};
+
+/// How long a notification to ourselves may take; a transaction pooler never delivers it.
+const SELF_TEST: Duration = Duration::from_secs(2);
+/// How often it is tried again whether notifications arrive.
+const RETEST: Duration = Duration::from_secs(60);
+/// Most producers whose last notification is remembered.
+const MOST_PRODUCERS: usize = 10_000;
+
+/// Whether notifications arrive.
+#[derive(Debug, Clone)]
+pub(super) enum Hearing {
+    /// Not now.
+    Deaf,
+    /// On this connection.
+    Live(Arc<Client>),
+    /// Never: a transaction pooler stands between.
+    Pooled,
+}
+
+/// The listener of one backend.
+#[derive(Debug)]
+pub(super) struct Ear {
+    pub(super) link: Arc<Link>,
+    pub(super) pool: Arc<Pool>,
+    pub(super) registry: Arc<Cache>,
+    pub(super) feeds: Arc<Feeds>,
+    pub(super) wakes: Arc<Wakes>,
+    pub(super) hearing: watch::Sender<Hearing>,
+    pub(super) heartbeat: Duration,
+    pub(super) connect_timeout: Duration,
+    /// The last self-test that arrived.
+    pub(super) heard: watch::Sender<String>,
+    pub(super) newest: Mutex<HashMap<u128, Stamp, RandomState>>,
+}
+
+impl Ear {
+    /// Listens for ever.
+    pub(super) async fn run(self: Arc<Self>) {
+        let mut lost: Option<Instant> = None;
+        let mut attempt = 0;
+        loop {
+            let ended = self.session(lost.is_some()).await;
+            let was_live = matches!(*self.hearing.borrow(), Hearing::Live(_));
+            if self.link.is_pooled() {
+                tokio::time::sleep(RETEST).await;
+                continue;
+            }
+            self.hearing.send_replace(Hearing::Deaf);
+            self.link.note(&ended);
+            if was_live {
+                self.link.reconnects.fetch_add(1, Ordering::Relaxed);
+                attempt = 0;
+                lost = Some(Instant::now());
+            }
+            let since = *lost.get_or_insert_with(Instant::now);
+            tokio::time::sleep(next_attempt(attempt, since.elapsed())).await;
+            attempt += 1;
+        }
+    }
+
+    /// Listens until the connection ends; returns why it did.
+    async fn session(&self, again: bool) -> String {
+        let (client, wire) = match self.link.connector.open().await {
+            Ok(opened) => opened,
+            Err(error) => return error.to_string(),
+        };
+        if again {
+            // What was missed lies between what was heard before and what is heard from here on.
+            self.feeds.gap(Gap { cause: GapCause::Reconnect, count: None });
+        }
+        tokio::select! {
+            ended = self.drive(wire) => ended,
+            ended = self.attend(Arc::new(client), again) => ended,
+        }
+    }
+
+    /// Polls the connection and does what notifications say.
+    async fn drive(&self, mut wire: Wire) -> String {
+        loop {
+            match poll_fn(|context| wire.poll_message(context)).await {
+                Some(Ok(AsyncMessage::Notification(notification))) => {
+                    if notification.channel() == self.link.schema.channel() {
+                        self.notice(notification.payload()).await;
+                    }
+                }
+                Some(Ok(_)) => {}
+                Some(Err(error)) => return fault::text(&error),
+                None => return "the listening connection was closed".into(),
+            }
+        }
+    }
+
+    /// Starts listening, and proves again and again that it goes on.
+    async fn attend(&self, client: Arc<Client>, again: bool) -> String {
+        match timeout(self.connect_timeout, self.listen(&client)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => return fault::text(&error),
+            Err(_) => return format!("no answer to LISTEN within {:?}", self.connect_timeout),
+        }
+        match self.self_test(&client).await {
+            Ok(true) => self.link.set_pooled(false),
+            Ok(false) => {
+                self.link.set_pooled(true);
+                self.hearing.send_replace(Hearing::Pooled);
+                return "notifications do not arrive".into();
+            }
+            Err(error) => return fault::text(&error),
+        }
+        if again {
+            // A failure shows at the next use.
+            let _ = self.registry.refresh(&self.pool).await;
+        }
+        self.hearing.send_replace(Hearing::Live(Arc::clone(&client)));
+        if again {
+            self.wakes.all();
+        }
+        loop {
+            tokio::time::sleep(self.heartbeat).await;
+            match timeout(self.heartbeat, self.is_listening(&client)).await {
+                Ok(Ok(true)) => {}
+                Ok(Ok(false)) => return "the server stopped to listen for this client".into(),
+                Ok(Err(error)) => return fault::text(&error),
+                Err(_) => return format!("no answer within {:?}", self.heartbeat),
+            }
+        }
+    }
+
+    async fn listen(&self, client: &Client) -> Result<(), tokio_postgres::Error> {
+        // The channel is made from a validated schema name: nothing in it needs escaping.
+        client.batch_execute(&format!("listen \"{}\"", self.link.schema.channel())).await
+    }
+
+    /// Whether a notification to ourselves arrives.
+    async fn self_test(&self, client: &Client) -> Result<bool, tokio_postgres::Error> {
+        let nonce = Uuid::new_v4().simple().to_string();
+        let channel = self.link.schema.channel();
+        let mut heard = self.heard.subscribe();
+        client.batch_execute(&format!("select pg_notify('{channel}', 't{nonce}')")).await?;
+        let arrived = timeout(SELF_TEST, heard.wait_for(|last| *last == nonce)).await;
+        Ok(arrived.is_ok())
+    }
+
+    async fn is_listening(&self, client: &Client) -> Result<bool, tokio_postgres::Error> {
+        let channel = self.link.schema.channel();
+        let text = format!("select c from pg_listening_channels() c where c = '{channel}'");
+        let answers = client.simple_query(&text).await?;
+        Ok(answers.iter().any(|part| matches!(part, tokio_postgres::SimpleQueryMessage::Row(_))))
+    }
+
+    async fn notice(&self, text: &str) {
+        match wire::read(text) {
+            None => {
+                self.link.malformed.fetch_add(1, Ordering::Relaxed);
+            }
+            Some(Notice::Broadcasts(stamp, frames)) => {
+                if self.is_new(stamp) {
+                    for frame in frames {
+                        self.deliver(frame).await;
+                    }
+                }
+            }
+            Some(Notice::Wake(groups)) => self.wakes.wake(&groups),
+            Some(Notice::Registry) => {
+                let (registry, pool) = (Arc::clone(&self.registry), Arc::clone(&self.pool));
+                self.link.tasks.spawn(async move {
+                    // A publisher that uses an old one is told so by the server.
+                    let _ = registry.refresh(&pool).await;
+                });
+            }
+            Some(Notice::Test(nonce)) => {
+                self.heard.send_replace(nonce);
+            }
+        }
+    }
+
+    /// Whether a notification is heard for the first time: a parcel whose answer was lost is sent
+    /// again. Producer 0 stands for SQL clients, which send nothing twice.
+    fn is_new(&self, stamp: Stamp) -> bool {
+        if stamp.producer == 0 {
+            return true;
+        }
+        let mut newest = self.newest.lock();
+        if newest.len() >= MOST_PRODUCERS {
+            newest.clear();
+        }
+        let last = newest.entry(stamp.producer).or_insert(Stamp { parcel: 0, part: 0, ..stamp });
+        let first = last.parcel == 0 || stamp > *last;
+        if first {
+            *last = stamp;
+        }
+        first
+    }
+
+    async fn deliver(&self, frame: Frame) {
+        match frame {
+            Frame::Inline { topic, body } => self.feeds.deliver(&topic, &body),
+            Frame::Stored { topic, id } => {
+                if !self.feeds.wants(&topic) {
+                    return;
+                }
+                let found = self.pool.call(&FETCH_LARGE, &[&id], "").await;
+                let body = found.ok().and_then(|rows| {
+                    calls::column::<Option<Vec<u8>>>(rows.first()?, 0).ok().flatten()
+                });
+                match body {
+                    Some(body) => self.feeds.deliver(&topic, &body.into()),
+                    None => self.feeds.gap(Gap { cause: GapCause::Retention, count: Some(1) }),
+                }
+            }
+        }
+    }
+}
+
+/// Returns the pause before an attempt to reconnect: none at first, then full jitter up to 30 s, but
+/// short while the outage is young.
+fn next_attempt(attempt: u32, since: Duration) -> Duration {
+    if attempt == 0 {
+        return Duration::ZERO;
+    }
+    let longest = if since < Duration::from_secs(60) { 4 } else { 30 };
+    let bound = Duration::from_secs(1u64 << attempt.min(5)).min(Duration::from_secs(longest));
+    rand::rng().random_range(Duration::from_millis(10)..=bound)
+}

@@ -1,0 +1,148 @@
+//! What all connections of one backend share: how they are made, and how the server is.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use rand::RngExt;
+use tokio::time::Instant;
+
+use super::calls::Call;
+use super::connect::Connector;
+use super::fault::Fault;
+use super::schema::Schema;
+use super::session::{Argument, Session};
+use crate::error::{Error, Result};
+use crate::shutdown::Tasks;
+
+/// Longest pause between two attempts of a waiting operation.
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+
+/// What is shared by the connections of one backend.
+pub(super) struct Link {
+    pub(super) connector: Connector,
+    pub(super) schema: Schema,
+    pub(super) tasks: Tasks,
+    pub(super) op_timeout: Duration,
+    /// Whether notifications do not arrive: a transaction pooler stands between.
+    pooled: AtomicBool,
+    /// Frames of the wire that could not be read.
+    pub(super) malformed: AtomicU64,
+    pub(super) reconnects: AtomicU64,
+    pub(super) last_error: Mutex<String>,
+    pub(super) server: Mutex<String>,
+    /// What was found when connecting.
+    pub(super) warnings: Mutex<Vec<String>>,
+    /// What was found by the last thorough look.
+    pub(super) ailments: Mutex<Vec<String>>,
+}
+
+impl std::fmt::Debug for Link {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Link").field("connector", &self.connector).finish_non_exhaustive()
+    }
+}
+
+impl Link {
+    pub(super) fn new(
+        connector: Connector,
+        schema: Schema,
+        tasks: Tasks,
+        op_timeout: Duration,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            connector,
+            schema,
+            tasks,
+            op_timeout,
+            pooled: AtomicBool::new(false),
+            malformed: AtomicU64::new(0),
+            reconnects: AtomicU64::new(0),
+            last_error: Mutex::default(),
+            server: Mutex::default(),
+            warnings: Mutex::default(),
+            ailments: Mutex::default(),
+        })
+    }
+
+    pub(super) fn is_pooled(&self) -> bool {
+        self.pooled.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn set_pooled(&self, pooled: bool) {
+        self.pooled.store(pooled, Ordering::Relaxed);
+    }
+
+    /// Whether a statement prepared now will be there at the next call.
+    pub(super) fn may_prepare(&self) -> bool {
+        !self.is_pooled()
+    }
+
+    pub(super) fn note(&self, trouble: &str) {
+        trouble.clone_into(&mut self.last_error.lock());
+    }
+
+    /// Opens a session whose connection a task drives.
+    pub(super) async fn open(self: &Arc<Self>) -> Result<Session> {
+        let opened = self.connector.open().await;
+        let (client, wire) = opened.inspect_err(|error| self.note(&error.to_string()))?;
+        self.tasks.spawn(async move {
+            // Whoever uses the session learns of its end by its own calls.
+            let _ = wire.await;
+        });
+        Ok(Session::new(client, Arc::clone(self)))
+    }
+
+    /// Opens a session, again and again until the deadline.
+    pub(super) async fn open_by(self: &Arc<Self>, deadline: Instant) -> Result<Session> {
+        let mut attempt = 0;
+        loop {
+            let error = match self.open().await {
+                Ok(session) => return Ok(session),
+                Err(error) => error,
+            };
+            attempt += 1;
+            let pause = pause(attempt, LONGEST_PAUSE);
+            if Instant::now() + pause >= deadline || !matches!(error, Error::Connect { .. }) {
+                return Err(error);
+            }
+            tokio::time::sleep(pause).await;
+        }
+    }
+
+    /// Makes one call within the time; a session that does not answer is asked to stop.
+    pub(super) async fn attempt(
+        &self,
+        session: &Session,
+        call: &Call,
+        arguments: &[Argument<'_>],
+        deadline: Instant,
+    ) -> Result<Vec<tokio_postgres::Row>, Fault> {
+        match tokio::time::timeout_at(deadline, session.call(call, arguments)).await {
+            Ok(Ok(rows)) => Ok(rows),
+            Ok(Err(error)) => {
+                let fault = Fault::of(&error, &self.connector.endpoint());
+                if let Fault::Lost(said) | Fault::Again(said) = &fault {
+                    self.note(said);
+                }
+                Err(fault)
+            }
+            Err(_) => {
+                let (token, connector) = (session.client().cancel_token(), self.connector.clone());
+                self.tasks.spawn(async move { connector.cancel(token).await });
+                Err(Fault::Final(self.timeout(call.operation, true)))
+            }
+        }
+    }
+
+    pub(super) fn timeout(&self, operation: &'static str, outcome_unknown: bool) -> Error {
+        Error::Timeout { operation, after: self.op_timeout, outcome_unknown }
+    }
+}
+
+/// Returns a pause with full jitter that grows with the attempts.
+pub(super) fn pause(attempt: u32, longest: Duration) -> Duration {
+    let bound = Duration::from_millis(50) * 2u32.saturating_pow(attempt.min(12));
+    rand::rng().random_range(Duration::from_millis(1)..=bound.min(longest))
+}

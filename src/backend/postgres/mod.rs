@@ -1,0 +1,358 @@
+//! The Postgres backend: the whole contract on tables of its own, in a schema of its own.
+//!
+//! - `sql/`: tables and functions; settle, publish, claim and commit are functions there, so that
+//!   every client in every language runs the same ones, inside its own transactions if it likes
+//! - `schema`: the version of the schema; `calls`: its functions as this client calls them
+//! - `connect`, `session`, `pool`, `link`: connections; `fault`: what their errors mean
+//! - `parcel`, `step`, `send`, `answers`, `committer`: the write path, in batches
+//! - `ear`, `wire`: notifications; `wake`, `hollow`: who waits
+//! - `registry`: what is bound to what; `claims`, `operate`, `records`: everything else
+//! - `live`: an open backend
+
+mod answers;
+mod calls;
+mod claims;
+mod committer;
+mod connect;
+mod ear;
+mod fault;
+mod hollow;
+mod link;
+mod live;
+mod operate;
+mod parcel;
+mod pool;
+mod records;
+mod registry;
+mod schema;
+mod send;
+mod session;
+mod step;
+mod wake;
+mod wire;
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use parking_lot::RwLock;
+
+use self::connect::Connector;
+use self::ear::Hearing;
+use self::live::Live;
+use self::operate::storable;
+use super::{
+    Backend, Capabilities, ClaimRequest, Committed, ConnectionState, DeadLetter, Delivery,
+    GroupSpec, Health, Inspection, Lease, ListenRequest, Listener, MessageAction, MessageId,
+    MessageInfo, Op, Record, Transaction,
+};
+use crate::config::PostgresConfig;
+use crate::error::{Error, Result};
+use crate::topic::{Binding, validate_group};
+
+/// Returns a duration in microseconds; one beyond all calendars is cut, so that sums never overflow.
+fn micros(duration: Duration) -> i64 {
+    const LONGEST: i64 = 1 << 61;
+    i64::try_from(duration.as_micros()).unwrap_or(LONGEST).min(LONGEST)
+}
+
+fn closed() -> Error {
+    Error::Closed { what: "bus" }
+}
+
+/// Where a backend is in its life.
+#[derive(Debug, Default)]
+enum Phase {
+    #[default]
+    New,
+    Open(Arc<Live>),
+    Closed,
+}
+
+/// A backend on a Postgres server.
+#[derive(Debug)]
+pub struct PostgresBackend {
+    config: PostgresConfig,
+    connector: Connector,
+    capabilities: Capabilities,
+    phase: RwLock<Phase>,
+    /// Held while connecting or closing.
+    turn: tokio::sync::Mutex<()>,
+}
+
+impl PostgresBackend {
+    /// Creates a backend that is not connected yet.
+    ///
+    /// # Errors
+    /// `Config` listing every problem of the configuration.
+    pub fn new(config: PostgresConfig) -> Result<Self> {
+        config.validate()?;
+        let connector = Connector::new(&config)?;
+        let capabilities = Capabilities {
+            name: "postgres",
+            in_process: false,
+            durable: true,
+            replay: false,
+            max_partitions: 1,
+        };
+        let turn = tokio::sync::Mutex::default();
+        Ok(Self { config, connector, capabilities, phase: RwLock::default(), turn })
+    }
+
+    fn live(&self) -> Result<Arc<Live>> {
+        match &*self.phase.read() {
+            Phase::Open(live) => Ok(Arc::clone(live)),
+            Phase::New => Err(Error::NotConnected { bus: "postgres" }),
+            Phase::Closed => Err(closed()),
+        }
+    }
+
+    /// Runs an operation; what is cut off by a close says so.
+    async fn run<T>(
+        &self,
+        operation: impl AsyncFnOnce(&Arc<Live>) -> Result<T> + Send,
+    ) -> Result<T> {
+        let live = self.live()?;
+        let done = operation(&live).await;
+        if done.is_err() && live.is_ended() { Err(closed()) } else { done }
+    }
+}
+
+impl Drop for PostgresBackend {
+    fn drop(&mut self) {
+        if let Phase::Open(live) = &*self.phase.read() {
+            live.abort();
+        }
+    }
+}
+
+fn at_least_one(what: &'static str, value: usize) -> Result<()> {
+    if value > 0 {
+        return Ok(());
+    }
+    Err(Error::InvalidArgument { what, value: value.to_string(), rule: "must be at least 1" })
+}
+
+/// Checks that everything in a transaction can be stored.
+fn check(transaction: &Transaction) -> Result<()> {
+    for op in &transaction.ops {
+        match op {
+            Op::Publish(message) => {
+                storable("topic", &message.topic)?;
+                let texts = [&message.key, &message.dedup_id, &message.unique];
+                for (what, text) in ["key", "dedup_id", "unique key"].into_iter().zip(texts) {
+                    storable(what, text.as_deref().unwrap_or_default())?;
+                }
+            }
+            Op::Put { key, .. } | Op::Delete { key, .. } => storable("record key", key)?,
+            Op::Settle(..) => {}
+        }
+    }
+    Ok(())
+}
+
+#[async_trait]
+impl Backend for PostgresBackend {
+    fn capabilities(&self) -> &Capabilities {
+        &self.capabilities
+    }
+
+    async fn connect(&self) -> Result<()> {
+        let _turn = self.turn.lock().await;
+        if matches!(&*self.phase.read(), Phase::Open(_)) {
+            return Ok(());
+        }
+        let live = Live::open(&self.config, self.connector.clone()).await?;
+        *self.phase.write() = Phase::Open(live);
+        Ok(())
+    }
+
+    fn has_queue(&self, topic: &str) -> bool {
+        self.live().is_ok_and(|live| live.registry.get().has_match(topic))
+    }
+
+    async fn commit(&self, batch: Vec<Transaction>) -> Vec<Result<Committed>> {
+        let live = match self.live() {
+            Ok(live) => live,
+            Err(error) => return vec![Err(error); batch.len()],
+        };
+        let mut results: Vec<Result<Committed>> = Vec::with_capacity(batch.len());
+        let mut sent = Vec::with_capacity(batch.len());
+        for transaction in batch {
+            results.push(check(&transaction).map(|()| Committed::default()));
+            if results.last().is_some_and(Result::is_ok) {
+                sent.push(transaction);
+            }
+        }
+        if sent.is_empty() {
+            return results;
+        }
+        let answers = live.inbox.commit(sent).await;
+        for (result, answer) in results.iter_mut().filter(|result| result.is_ok()).zip(answers) {
+            *result = if answer.is_err() && live.is_ended() { Err(closed()) } else { answer };
+        }
+        results
+    }
+
+    async fn listen(&self, request: ListenRequest) -> Result<Box<dyn Listener>> {
+        at_least_one("buffer", request.buffer)?;
+        if request.since.is_some() {
+            return Err(Error::Unsupported {
+                operation: "subscribe(since=…)",
+                backend: "postgres",
+                remedy: "subscribe without since",
+            });
+        }
+        self.run(async |live| listen(live, request).await).await
+    }
+
+    async fn declare_group(&self, spec: GroupSpec) -> Result<()> {
+        validate_group(&spec.name)?;
+        if spec.max_length == Some(0) {
+            let rule = "must be at least 1";
+            return Err(Error::InvalidArgument { what: "max_length", value: "0".into(), rule });
+        }
+        self.run(async |live| live.declare(spec).await).await
+    }
+
+    async fn unbind(&self, group: &str, bindings: &[Binding]) -> Result<u64> {
+        self.run(async |live| live.unbind(group, bindings).await).await
+    }
+
+    async fn delete_group(&self, group: &str) -> Result<u64> {
+        self.run(async |live| live.delete_group(group).await).await
+    }
+
+    async fn purge(&self, group: &str) -> Result<u64> {
+        self.run(async |live| live.purge(group).await).await
+    }
+
+    async fn pause(&self, group: &str, paused: bool) -> Result<()> {
+        self.run(async |live| live.pause(group, paused).await).await
+    }
+
+    async fn claim(&self, request: &ClaimRequest) -> Result<Vec<Delivery>> {
+        at_least_one("max", request.max)?;
+        at_least_one("max_deliveries", request.max_deliveries as usize)?;
+        if request.lease.is_zero() {
+            let rule = "must be longer than 0 s";
+            return Err(Error::InvalidArgument { what: "lease", value: "0 s".into(), rule });
+        }
+        self.run(async |live| claims::claim(live, request).await).await
+    }
+
+    async fn wait_ready(&self, request: &ClaimRequest) -> Result<()> {
+        self.run(async |live| claims::wait_ready(live, request).await).await
+    }
+
+    async fn renew(&self, leases: &[Lease], lease: Duration) -> Vec<Result<()>> {
+        match self.live() {
+            Ok(live) => claims::renew(&live, leases, lease).await,
+            Err(error) => vec![Err(error); leases.len()],
+        }
+    }
+
+    async fn read(&self, keys: &[Arc<str>]) -> Result<Vec<Option<Record>>> {
+        self.run(async |live| live.read(keys).await).await
+    }
+
+    async fn scan(&self, prefix: &str, after: Option<&str>, limit: usize) -> Result<Vec<Record>> {
+        self.run(async |live| live.scan(prefix, after, limit).await).await
+    }
+
+    async fn inspect(&self) -> Result<Inspection> {
+        self.run(async |live| live.inspect().await).await
+    }
+
+    async fn message(&self, group: &str, id: MessageId) -> Result<Vec<MessageInfo>> {
+        self.run(async |live| live.message(group, id).await).await
+    }
+
+    async fn act_on(&self, group: &str, id: MessageId, action: MessageAction) -> Result<u64> {
+        self.run(async |live| live.act_on(group, id, action).await).await
+    }
+
+    async fn dead_letters(
+        &self,
+        group: &str,
+        after: Option<MessageId>,
+        limit: usize,
+    ) -> Result<Vec<DeadLetter>> {
+        self.run(async |live| live.dead_letters(group, after, limit).await).await
+    }
+
+    async fn retry_dead(&self, group: &str, ids: &[MessageId]) -> Result<u64> {
+        self.run(async |live| live.retry_dead(group, ids).await).await
+    }
+
+    async fn discard_dead(&self, group: &str, ids: &[MessageId]) -> Result<u64> {
+        self.run(async |live| live.discard_dead(group, ids).await).await
+    }
+
+    fn health(&self) -> Health {
+        let live = match &*self.phase.read() {
+            Phase::Open(live) => Arc::clone(live),
+            Phase::New => {
+                return Health { state: ConnectionState::Connecting, ..Health::default() };
+            }
+            Phase::Closed => return Health { state: ConnectionState::Closed, ..Health::default() },
+        };
+        let link = &live.link;
+        let mut warnings = link.warnings.lock().clone();
+        warnings.extend(link.ailments.lock().iter().cloned());
+        if link.is_pooled() {
+            warnings.push(
+                "notifications do not arrive, as behind a transaction pooler: there are no \
+                 broadcasts and consumers poll; connect directly or use session pooling"
+                    .into(),
+            );
+        }
+        Health {
+            state: live.state(),
+            server: link.server.lock().clone(),
+            warnings,
+            last_error: link.last_error.lock().clone(),
+            reconnects: link.reconnects.load(Ordering::Relaxed),
+            malformed: link.malformed.load(Ordering::Relaxed),
+        }
+    }
+
+    async fn close(&self) -> Result<()> {
+        let _turn = self.turn.lock().await;
+        let before = std::mem::replace(&mut *self.phase.write(), Phase::Closed);
+        if let Phase::Open(live) = before {
+            live.close().await;
+        }
+        Ok(())
+    }
+}
+
+/// Starts a listener once the server has confirmed that it hears what is published from now on.
+async fn listen(live: &Arc<Live>, request: ListenRequest) -> Result<Box<dyn Listener>> {
+    let deadline = tokio::time::Instant::now() + live.link.op_timeout;
+    let late = || live.link.timeout("listen", false);
+    loop {
+        let mut hearing = live.hearing.clone();
+        let live_now = hearing.wait_for(|hearing| !matches!(hearing, Hearing::Deaf));
+        let found = match tokio::time::timeout_at(deadline, live_now).await {
+            Ok(found) => found.map_err(|_| closed())?.clone(),
+            Err(_) => return Err(late()),
+        };
+        let Hearing::Live(client) = found else {
+            return Err(Error::Unsupported {
+                operation: "subscribe",
+                backend: "postgres",
+                remedy: "notifications do not arrive through a transaction pooler; connect \
+                         directly or use session pooling",
+            });
+        };
+        // What was published before arrives before this answer, so it is not heard.
+        match tokio::time::timeout_at(deadline, client.simple_query("select 1")).await {
+            Ok(Ok(_)) if live.is_ended() => return Err(closed()),
+            Ok(Ok(_)) => return Ok(Box::new(live.feeds.add(request, Box::new(())))),
+            Ok(Err(_)) => tokio::time::sleep(Duration::from_millis(50)).await,
+            Err(_) => return Err(late()),
+        }
+    }
+}

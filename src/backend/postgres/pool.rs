@@ -1,0 +1,110 @@
+//! A few connections for everything but commits and notifications.
+
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use tokio::sync::Semaphore;
+use tokio::time::Instant;
+use tokio_postgres::Row;
+
+use super::calls::Call;
+use super::fault::Fault;
+use super::link::{Link, pause};
+use super::session::{Argument, Session};
+use crate::error::{Error, Result};
+
+/// Sessions used one call at a time; one is given back only when its answer was read to the end.
+#[derive(Debug)]
+pub(super) struct Pool {
+    link: Arc<Link>,
+    free: Semaphore,
+    idle: Mutex<Vec<Idle>>,
+}
+
+struct Idle(Session);
+
+impl std::fmt::Debug for Idle {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Session")
+    }
+}
+
+impl Pool {
+    pub(super) fn new(link: Arc<Link>, size: usize) -> Self {
+        Self { link, free: Semaphore::new(size), idle: Mutex::default() }
+    }
+
+    /// Calls a function, and again where that may help, until `op_timeout`.
+    pub(super) async fn call(
+        &self,
+        call: &Call,
+        arguments: &[Argument<'_>],
+        about: &str,
+    ) -> Result<Vec<Row>> {
+        let deadline = Instant::now() + self.link.op_timeout;
+        let permit = tokio::time::timeout_at(deadline, self.free.acquire()).await;
+        let permit = permit.map_err(|_| self.link.timeout(call.operation, false))?;
+        let _permit = permit.map_err(|_| Error::Closed { what: "bus" })?;
+        let mut attempt = 0;
+        loop {
+            let session = self.session(deadline).await?;
+            let fault = match self.link.attempt(&session, call, arguments, deadline).await {
+                Ok(rows) => {
+                    self.idle.lock().push(Idle(session));
+                    return Ok(rows);
+                }
+                Err(fault) => fault,
+            };
+            let said = match fault {
+                Fault::Lost(said) => said,
+                Fault::Again(said) => {
+                    self.idle.lock().push(Idle(session));
+                    said
+                }
+                Fault::Stale => {
+                    return Err(Error::Internal { reason: "a stale registry was named".into() });
+                }
+                Fault::Full(limit) => {
+                    self.idle.lock().push(Idle(session));
+                    return Err(Error::QueueFull { queue: about.to_owned(), limit });
+                }
+                Fault::NoGroup => {
+                    self.idle.lock().push(Idle(session));
+                    return Err(Error::NotFound { what: "group", name: about.to_owned() });
+                }
+                Fault::Final(error) => return Err(error),
+            };
+            attempt += 1;
+            let pause = pause(attempt, self.link.op_timeout / 8);
+            if Instant::now() + pause >= deadline {
+                return Err(self.link.connector.failed(&said));
+            }
+            tokio::time::sleep(pause).await;
+        }
+    }
+
+    /// Takes an idle session that is not known to be dead, or opens one.
+    async fn session(&self, deadline: Instant) -> Result<Session> {
+        while let Some(Idle(session)) = self.take() {
+            if !session.client().is_closed() {
+                return Ok(session);
+            }
+        }
+        self.link.open_by(deadline).await
+    }
+
+    fn take(&self) -> Option<Idle> {
+        self.idle.lock().pop()
+    }
+
+    /// Keeps a session that somebody else opened.
+    pub(super) fn keep(&self, session: Session) {
+        self.idle.lock().push(Idle(session));
+    }
+
+    /// Ends every session; calls that wait for one fail.
+    pub(super) fn close(&self) {
+        self.free.close();
+        self.idle.lock().clear();
+    }
+}

@@ -1,0 +1,97 @@
+//! What is bound to what, as last read from the server.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::sync::Arc;
+
+use ahash::RandomState;
+use parking_lot::RwLock;
+use tokio_postgres::Row;
+
+use super::calls::{ROUTES, column};
+use super::pool::Pool;
+use crate::error::Result;
+use crate::topic::{Binding, Pattern, Router};
+
+/// Where a copy goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Target {
+    pub(super) group: i32,
+    pub(super) binding: i32,
+    /// The group has a `max_length`.
+    pub(super) limited: bool,
+}
+
+/// One version of the registry.
+#[derive(Debug, Default)]
+pub(super) struct Registry {
+    pub(super) version: i32,
+    ids: HashMap<Arc<str>, i32, RandomState>,
+    names: HashMap<i32, Arc<str>, RandomState>,
+    routes: Router<Target>,
+}
+
+impl Registry {
+    fn read(rows: &[Row]) -> Result<Self> {
+        let mut registry = Self::default();
+        for row in rows {
+            registry.version = column(row, 0)?;
+            let Some(id) = column::<Option<i32>>(row, 1)? else { continue };
+            if let Entry::Vacant(entry) = registry.names.entry(id) {
+                let name: Arc<str> = column::<&str>(row, 2)?.into();
+                entry.insert(Arc::clone(&name));
+                registry.ids.insert(name, id);
+            }
+            let Some(binding) = column::<Option<i32>>(row, 4)? else { continue };
+            let (limited, text): (bool, &str) = (column(row, 3)?, column(row, 6)?);
+            let bound = match column(row, 5)? {
+                true => Binding::Pattern(Pattern::new(text)),
+                false => Binding::Topic(text.into()),
+            };
+            registry.routes.insert(bound, Target { group: id, binding, limited });
+        }
+        Ok(registry)
+    }
+
+    /// Returns where copies of a topic go, by group and binding.
+    pub(super) fn targets(&self, topic: &str) -> Vec<Target> {
+        let mut found = Vec::new();
+        self.routes.for_each_match(topic, |_, target| found.push(*target));
+        found.sort_unstable_by_key(|target| (target.group, target.binding));
+        found
+    }
+
+    pub(super) fn has_match(&self, topic: &str) -> bool {
+        !self.routes.is_empty() && self.routes.has_match(topic)
+    }
+
+    pub(super) fn id(&self, group: &str) -> Option<i32> {
+        self.ids.get(group).copied()
+    }
+
+    pub(super) fn name(&self, id: i32) -> Option<&Arc<str>> {
+        self.names.get(&id)
+    }
+}
+
+/// The registry that this client routes by.
+#[derive(Debug, Default)]
+pub(super) struct Cache {
+    current: RwLock<Arc<Registry>>,
+}
+
+impl Cache {
+    pub(super) fn get(&self) -> Arc<Registry> {
+        Arc::clone(&self.current.read())
+    }
+
+    /// Reads it again; an older answer never replaces a newer one.
+    pub(super) async fn refresh(&self, pool: &Pool) -> Result<Arc<Registry>> {
+        let read = Registry::read(&pool.call(&ROUTES, &[], "").await?)?;
+        let mut current = self.current.write();
+        if read.version >= current.version {
+            *current = Arc::new(read);
+        }
+        Ok(Arc::clone(&current))
+    }
+}

@@ -1,0 +1,111 @@
+//! One step of a transaction, in the form that the server takes.
+
+use std::borrow::Cow;
+
+use uuid::Uuid;
+
+use super::micros;
+use crate::backend::{DeadReason, Due, Lease, Message, Op, Outcome, Transaction, cut_error};
+use crate::error::Error;
+
+/// One step of a whole transaction; what does not apply is none.
+#[derive(Debug, Default)]
+pub(super) struct Step<'a> {
+    pub(super) tx: i32,
+    pub(super) kind: i16,
+    pub(super) id: Option<Uuid>,
+    pub(super) name: Option<&'a str>,
+    pub(super) body: Option<&'a [u8]>,
+    pub(super) key: Option<&'a str>,
+    pub(super) unique: Option<&'a str>,
+    pub(super) dedup: Option<&'a str>,
+    pub(super) error: Option<Cow<'a, str>>,
+    /// The priority of a publish, the reason of a death.
+    pub(super) priority: Option<i16>,
+    /// The token of a settle, the expected version of a record.
+    pub(super) number: Option<i64>,
+    pub(super) group: Option<i32>,
+    pub(super) binding: Option<i32>,
+    pub(super) outcome: Option<i16>,
+    pub(super) after: Option<i64>,
+    pub(super) due: Option<i64>,
+    pub(super) ttl: Option<i64>,
+    pub(super) first: i32,
+    pub(super) count: i32,
+    pub(super) notify: Option<String>,
+    pub(super) large: Option<Uuid>,
+}
+
+pub(super) fn settle<'a>(lease: &'a Lease, outcome: &'a Outcome, group: Option<i32>) -> Step<'a> {
+    let step = Step {
+        kind: 1,
+        id: Some(Uuid::from_bytes(lease.message)),
+        number: Some(signed(lease.token)),
+        group,
+        binding: Some(i32::try_from(lease.binding).unwrap_or(-1)),
+        ..Step::default()
+    };
+    match outcome {
+        Outcome::Ack => Step { outcome: Some(0), ..step },
+        Outcome::Retry { after, error } => {
+            Step { outcome: Some(1), after: Some(micros(*after)), error: storable(error), ..step }
+        }
+        Outcome::Dead { reason, error } => Step {
+            outcome: Some(2),
+            priority: Some(reason_number(*reason)),
+            error: storable(error),
+            ..step
+        },
+        Outcome::Release => Step { outcome: Some(3), ..step },
+        Outcome::Defer { after } => Step { outcome: Some(4), after: Some(micros(*after)), ..step },
+    }
+}
+
+/// Cuts an error's text, and shows the one character that Postgres keeps in no text.
+fn storable(error: &str) -> Option<Cow<'_, str>> {
+    let fits = error.len() <= crate::backend::MAX_ERROR_BYTES && !error.contains('\0');
+    Some(if fits { error.into() } else { cut_error(error.replace('\0', "\u{2400}")).into() })
+}
+
+fn reason_number(reason: DeadReason) -> i16 {
+    match reason {
+        DeadReason::Failed => 0,
+        DeadReason::Rejected => 1,
+        DeadReason::Crashed => 2,
+        DeadReason::Undecodable => 3,
+        DeadReason::UnknownTask => 4,
+        DeadReason::Expired => 5,
+    }
+}
+
+pub(super) fn lost(lease: &Lease) -> Error {
+    Error::LeaseLost { group: lease.group.as_ref().to_owned(), token: lease.token }
+}
+
+pub(super) fn heard(message: &Message) -> bool {
+    message.broadcast && message.due == Due::Now
+}
+
+/// Returns the delay and the time of a message that is not due now.
+pub(super) fn due(message: &Message) -> (Option<i64>, Option<i64>) {
+    match message.due {
+        Due::Now => (None, None),
+        Due::After(delay) => (Some(micros(delay)), None),
+        Due::At(at) => (None, Some(at)),
+    }
+}
+
+/// No token or version is beyond the server's integers, so one that is equals none of them.
+pub(super) fn signed(number: u64) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
+}
+
+/// Returns about how many bytes a transaction is on the wire.
+pub(super) fn weight(transaction: &Transaction) -> usize {
+    let weigh = |op: &Op| match op {
+        Op::Publish(message) => 100 + message.body.len(),
+        Op::Put { value, .. } => 100 + value.len(),
+        Op::Settle(..) | Op::Delete { .. } => 100,
+    };
+    transaction.ops.iter().map(weigh).sum()
+}

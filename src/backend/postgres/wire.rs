@@ -1,0 +1,190 @@
+//! The text of notifications: broadcasts packed into few of them, wake-ups, and what is neither.
+//!
+//! `b<producer>.<parcel>.<part>:<base64>` carries broadcasts, `w<group>,<group>` wakes who waits,
+//! `r<version>` says that the registry changed, `t<nonce>` tests that notifications arrive.
+//! Anybody may notify, so everything is checked.
+
+use std::sync::Arc;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use bytes::{Buf, Bytes};
+use uuid::Uuid;
+
+/// A notification's text must be shorter than 8,000 bytes: base64 of this many, and its head.
+const PACK_BYTES: usize = 5_850;
+
+const INLINE: u8 = 0;
+const STORED: u8 = 1;
+
+/// Names a notification, so that one that arrives twice is heard once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Stamp {
+    pub(super) producer: u128,
+    pub(super) parcel: u64,
+    pub(super) part: u32,
+}
+
+/// One broadcast inside a notification.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Frame {
+    /// With its body.
+    Inline { topic: Arc<str>, body: Bytes },
+    /// With the name under which its body is stored.
+    Stored { topic: Arc<str>, id: Uuid },
+}
+
+/// What a notification says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Notice {
+    /// Broadcasts, in order.
+    Broadcasts(Stamp, Vec<Frame>),
+    /// Something may be ready in these groups.
+    Wake(Vec<i32>),
+    /// The registry changed.
+    Registry,
+    /// A test.
+    Test(String),
+}
+
+/// Whether a broadcast fits into a notification.
+pub(super) fn fits(topic: &str, body: &[u8]) -> bool {
+    topic.len() <= usize::from(u16::MAX) && 7 + topic.len() + body.len() <= PACK_BYTES
+}
+
+/// Packs broadcasts of one parcel into notifications.
+#[derive(Debug)]
+pub(super) struct Packer {
+    producer: u128,
+    parcel: u64,
+    part: u32,
+    packed: Vec<u8>,
+}
+
+impl Packer {
+    pub(super) fn new(producer: Uuid, parcel: u64) -> Self {
+        Self { producer: producer.as_u128(), parcel, part: 0, packed: Vec::new() }
+    }
+
+    /// Adds a broadcast with its body; returns the text of a notification that became full.
+    pub(super) fn inline(&mut self, topic: &str, body: &[u8]) -> Option<String> {
+        let full = self.make_room(7 + topic.len() + body.len());
+        self.head(INLINE, topic);
+        self.packed.extend_from_slice(&u32::try_from(body.len()).unwrap_or(u32::MAX).to_be_bytes());
+        self.packed.extend_from_slice(body);
+        full
+    }
+
+    /// Adds a broadcast whose body is stored.
+    pub(super) fn stored(&mut self, topic: &str, id: Uuid) -> Option<String> {
+        let full = self.make_room(3 + topic.len() + 16);
+        self.head(STORED, topic);
+        self.packed.extend_from_slice(id.as_bytes());
+        full
+    }
+
+    fn head(&mut self, kind: u8, topic: &str) {
+        self.packed.push(kind);
+        let length = u16::try_from(topic.len()).unwrap_or(u16::MAX);
+        self.packed.extend_from_slice(&length.to_be_bytes());
+        self.packed.extend_from_slice(topic.as_bytes());
+    }
+
+    fn make_room(&mut self, bytes: usize) -> Option<String> {
+        if self.packed.len() + bytes > PACK_BYTES { self.take() } else { None }
+    }
+
+    /// Returns what is packed as the text of a notification.
+    pub(super) fn take(&mut self) -> Option<String> {
+        if self.packed.is_empty() {
+            return None;
+        }
+        let mut text = format!("b{:032x}.{}.{}:", self.producer, self.parcel, self.part);
+        STANDARD.encode_string(&self.packed, &mut text);
+        self.packed.clear();
+        self.part += 1;
+        Some(text)
+    }
+}
+
+/// Reads a notification; `None` when it is malformed.
+pub(super) fn read(text: &str) -> Option<Notice> {
+    let rest = text.get(1..)?;
+    match text.as_bytes().first()? {
+        b'b' => {
+            let (head, packed) = rest.split_once(':')?;
+            let mut head = head.split('.');
+            let producer = u128::from_str_radix(head.next()?, 16).ok()?;
+            let parcel = head.next()?.parse().ok()?;
+            let part = head.next()?.parse().ok()?;
+            let frames = frames(STANDARD.decode(packed).ok()?.into())?;
+            Some(Notice::Broadcasts(Stamp { producer, parcel, part }, frames))
+        }
+        b'w' => rest.split(',').map(|id| id.parse().ok()).collect::<Option<_>>().map(Notice::Wake),
+        b'r' => Some(Notice::Registry),
+        b't' => Some(Notice::Test(rest.to_owned())),
+        _ => None,
+    }
+}
+
+fn frames(mut packed: Bytes) -> Option<Vec<Frame>> {
+    let mut frames = Vec::new();
+    while packed.has_remaining() {
+        let kind = packed.try_get_u8().ok()?;
+        let length = packed.try_get_u16().ok()?;
+        let topic = take(&mut packed, usize::from(length))?;
+        let topic: Arc<str> = std::str::from_utf8(&topic).ok()?.into();
+        frames.push(match kind {
+            INLINE => {
+                let length = usize::try_from(packed.try_get_u32().ok()?).ok()?;
+                Frame::Inline { topic, body: take(&mut packed, length)? }
+            }
+            STORED => Frame::Stored { topic, id: Uuid::from_u128(packed.try_get_u128().ok()?) },
+            _ => return None,
+        });
+    }
+    Some(frames)
+}
+
+fn take(from: &mut Bytes, length: usize) -> Option<Bytes> {
+    (length <= from.len()).then(|| from.split_to(length))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_packed_is_read_and_every_text_is_short_enough() {
+        let mut packer = Packer::new(Uuid::from_u128(7), 9);
+        let bodies: Vec<Vec<u8>> = (0..200).map(|n| vec![1; n * 29]).collect();
+        let mut texts: Vec<String> =
+            bodies.iter().filter_map(|body| packer.inline("a:b", body)).collect();
+        texts.extend(packer.stored("large", Uuid::from_u128(5)));
+        texts.extend(packer.take());
+        let mut seen = Vec::new();
+        for (part, text) in texts.iter().enumerate() {
+            assert!(text.len() < 8_000, "{}", text.len());
+            let Some(Notice::Broadcasts(stamp, frames)) = read(text) else { panic!("{text}") };
+            assert_eq!((stamp.producer, stamp.parcel, stamp.part as usize), (7, 9, part));
+            seen.extend(frames);
+        }
+        assert_eq!(seen.len(), 201);
+        let large = Frame::Stored { topic: "large".into(), id: Uuid::from_u128(5) };
+        assert_eq!(seen.pop(), Some(large));
+        for (frame, expected) in seen.iter().zip(bodies) {
+            let body = Bytes::from(expected);
+            assert_eq!(frame, &Frame::Inline { topic: "a:b".into(), body });
+        }
+    }
+
+    #[test]
+    fn hostile_texts_are_refused() {
+        let huge = format!("b0.0.0:{}", STANDARD.encode([0, 0, 1, b't', 255, 255, 255, 255]));
+        let bad = ["", "x", "b", "b0.0:", "b0.0.0:!", "bé.0.0:", "w", "w1,x", "é", &huge];
+        for text in bad {
+            assert_eq!(read(text), None, "{text}");
+        }
+        assert_eq!(read("w1,2"), Some(Notice::Wake(vec![1, 2])));
+    }
+}

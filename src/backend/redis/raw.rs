@@ -1,0 +1,305 @@
+//! Single commands and channels of a server, for wires that other systems have made.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use redis::aio::{MultiplexedConnection, SendError};
+use redis::{Cmd, PushInfo, PushKind, Value, cmd};
+use tokio::runtime::Handle;
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+
+use super::dial::{Dialer, Push, refusal};
+use super::link::{self, Link, Status, Trouble};
+use super::listen::{Needed, Subscriptions};
+use crate::backend::feeds::Feeds;
+use crate::backend::{Gap, GapCause, ListenRequest, Listener, Overflow};
+use crate::config::RedisConfig;
+use crate::error::{Error, Result};
+use crate::shutdown::Tasks;
+use crate::topic::Binding;
+
+/// What a server answers.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Reply {
+    /// Nothing.
+    Nil,
+    /// A number.
+    Int(i64),
+    /// A number with a fraction.
+    Double(f64),
+    /// Bytes; short confirmations like `OK` too.
+    Bytes(Vec<u8>),
+    /// Several; maps alternate key and value.
+    List(Vec<Reply>),
+}
+
+impl From<Value> for Reply {
+    fn from(value: Value) -> Self {
+        match value {
+            Value::Int(number) => Self::Int(number),
+            Value::Double(number) => Self::Double(number),
+            Value::Boolean(flag) => Self::Int(i64::from(flag)),
+            Value::BulkString(bytes) => Self::Bytes(bytes),
+            Value::SimpleString(text) => Self::Bytes(text.into_bytes()),
+            Value::VerbatimString { text, .. } => Self::Bytes(text.into_bytes()),
+            Value::Okay => Self::Bytes(b"OK".to_vec()),
+            Value::Array(values) | Value::Set(values) => {
+                Self::List(values.into_iter().map(Self::from).collect())
+            }
+            Value::Map(pairs) => {
+                let both = |(key, value)| [Self::from(key), Self::from(value)];
+                Self::List(pairs.into_iter().flat_map(both).collect())
+            }
+            _ => Self::Nil,
+        }
+    }
+}
+
+/// What is alive between connect and close.
+#[derive(Debug)]
+struct Open {
+    commands: Arc<Link>,
+    pushes: Arc<Link>,
+    feeds: Arc<Feeds>,
+    subscriptions: Arc<Subscriptions>,
+    tasks: Tasks,
+}
+
+/// A client for single commands, with the care for connections that a bus gets.
+#[derive(Debug)]
+pub struct RedisClient {
+    config: RedisConfig,
+    dialer: Arc<Dialer>,
+    open: Mutex<Option<Arc<Open>>>,
+    connecting: tokio::sync::Mutex<()>,
+}
+
+impl RedisClient {
+    /// Creates a client that is not connected yet.
+    ///
+    /// # Errors
+    /// `Config` listing every problem.
+    pub fn new(config: RedisConfig) -> Result<Self> {
+        config.validate()?;
+        let dialer = Arc::new(Dialer::new(config.clone())?);
+        Ok(Self {
+            config,
+            dialer,
+            open: Mutex::default(),
+            connecting: tokio::sync::Mutex::default(),
+        })
+    }
+
+    fn opened(&self) -> Result<Arc<Open>> {
+        self.open.lock().clone().ok_or(Error::NotConnected { bus: "redis client" })
+    }
+
+    /// Connects; idempotent.
+    ///
+    /// # Errors
+    /// `Connect` when the server cannot be reached or refuses.
+    pub async fn connect(&self) -> Result<()> {
+        let _turn = self.connecting.lock().await;
+        if self.open.lock().is_some() {
+            return Ok(());
+        }
+        let status = Arc::new(Status::default());
+        let (unneeded, mut over) = mpsc::unbounded_channel();
+        let open = Arc::new(Open {
+            commands: Arc::new(Link::new("command connection", Arc::clone(&status))),
+            pushes: Arc::new(Link::new("pub/sub connection", status)),
+            feeds: Arc::default(),
+            subscriptions: Arc::new(Subscriptions::new(unneeded)),
+            tasks: Tasks::new(Handle::current()),
+        });
+        let (commands, pushes) = (Arc::clone(&open.commands), Arc::clone(&open.pushes));
+        let (connection, endpoint) = self.dialer.dial("", None).await?;
+        commands.put(connection, endpoint.to_string());
+        let dialer = Arc::clone(&self.dialer);
+        let every = self.config.net.heartbeat;
+        open.tasks.spawn(link::keep(
+            commands,
+            every,
+            || {},
+            move || {
+                let dialer = Arc::clone(&dialer);
+                async move {
+                    let (connection, endpoint) = dialer.dial("", None).await?;
+                    Ok((connection, endpoint.to_string()))
+                }
+            },
+            || {},
+        ));
+        let listening = Listening {
+            dialer: Arc::clone(&self.dialer),
+            pushes: Arc::clone(&pushes),
+            feeds: Arc::clone(&open.feeds),
+            subscriptions: Arc::clone(&open.subscriptions),
+            limit: self.config.net.connect_timeout,
+        };
+        let (connection, endpoint) = listening.connection().await?;
+        pushes.put(connection, endpoint);
+        let feeds = Arc::clone(&open.feeds);
+        let gap = move || feeds.gap(Gap { cause: GapCause::Reconnect, count: None });
+        let listening = Arc::new(listening);
+        let make = move || {
+            let listening = Arc::clone(&listening);
+            async move { listening.connection().await }
+        };
+        open.tasks.spawn(link::keep(Arc::clone(&pushes), every, gap, make, || {}));
+        let (subscriptions, limit) = (Arc::clone(&open.subscriptions), self.config.net.op_timeout);
+        open.tasks.spawn(async move {
+            while let Some(names) = over.recv().await {
+                subscriptions.end(&pushes, names, Instant::now() + limit).await;
+            }
+        });
+        *self.open.lock() = Some(open);
+        Ok(())
+    }
+
+    /// Sends a command once and returns its answer. It waits for a connection until the operation's
+    /// time is over; a command that was sent is not sent again.
+    ///
+    /// # Errors
+    /// `Connect` when it was never sent, `Timeout` with an unknown outcome when the answer is
+    /// missing, `Refused` or `Denied` with what the server said.
+    pub async fn command(&self, arguments: &[Vec<u8>]) -> Result<Reply> {
+        let Some((name, rest)) = arguments.split_first() else {
+            let rule = "must name a command";
+            return Err(Error::InvalidArgument { what: "command", value: "()".into(), rule });
+        };
+        let mut command = Cmd::new();
+        command.arg(name);
+        for argument in rest {
+            command.arg(argument);
+        }
+        self.send(&command).await
+    }
+
+    /// Runs a script, by its hash after the first time.
+    ///
+    /// # Errors
+    /// As for [`RedisClient::command`].
+    pub async fn script(
+        &self,
+        text: &str,
+        keys: &[Vec<u8>],
+        arguments: &[Vec<u8>],
+    ) -> Result<Reply> {
+        let script = redis::Script::new(text);
+        let mut command = cmd("EVALSHA");
+        command.arg(script.get_hash()).arg(keys.len());
+        for argument in keys.iter().chain(arguments) {
+            command.arg(argument);
+        }
+        let open = self.opened()?;
+        let deadline = Instant::now() + self.config.net.op_timeout;
+        match open.commands.send(&command, deadline).await {
+            Err(Trouble::NoScript) => {
+                self.send(cmd("SCRIPT").arg("LOAD").arg(text)).await?;
+                self.send(&command).await
+            }
+            Ok(answer) => Ok(answer.into()),
+            Err(trouble) => Err(self.failed(&open, trouble)),
+        }
+    }
+
+    async fn send(&self, command: &Cmd) -> Result<Reply> {
+        let open = self.opened()?;
+        let deadline = Instant::now() + self.config.net.op_timeout;
+        match open.commands.send(command, deadline).await {
+            Ok(answer) => Ok(answer.into()),
+            Err(trouble) => Err(self.failed(&open, trouble)),
+        }
+    }
+
+    fn failed(&self, open: &Open, trouble: Trouble) -> Error {
+        let after = self.config.net.op_timeout;
+        match trouble {
+            Trouble::Refused(error) => error,
+            Trouble::Lost => open.commands.too_late("command", after, true),
+            _ => open.commands.too_late("command", after, false),
+        }
+    }
+
+    /// Subscribes to a channel; what is published after this returned is received, up to `ring`
+    /// messages behind. A frame's topic is the channel.
+    ///
+    /// # Errors
+    /// As for [`RedisClient::command`].
+    pub async fn subscribe(&self, channel: &str, ring: usize) -> Result<Box<dyn Listener>> {
+        let open = self.opened()?;
+        let request = ListenRequest {
+            bindings: vec![Binding::Topic(channel.into())],
+            buffer: ring.max(1),
+            overflow: Overflow::DropOldest,
+            since: None,
+        };
+        let kept: Arc<Mutex<Option<Needed>>> = Arc::default();
+        let listener = open.feeds.add(request, Box::new(Arc::clone(&kept)));
+        let deadline = Instant::now() + self.config.net.op_timeout;
+        let names = vec![(channel.as_bytes().to_vec(), false)];
+        let added = open.subscriptions.add(&open.pushes, names, deadline).await;
+        *kept.lock() = Some(added.map_err(|trouble| self.failed(&open, trouble))?);
+        Ok(Box::new(listener))
+    }
+
+    /// Disconnects; subscriptions end. Idempotent.
+    pub async fn close(&self) {
+        let open = self.open.lock().take();
+        if let Some(open) = open {
+            open.feeds.close();
+            open.tasks.stop(Duration::from_secs(1)).await;
+            open.commands.end();
+            open.pushes.end();
+        }
+    }
+}
+
+/// What makes a pub/sub connection.
+struct Listening {
+    dialer: Arc<Dialer>,
+    pushes: Arc<Link>,
+    feeds: Arc<Feeds>,
+    subscriptions: Arc<Subscriptions>,
+    limit: Duration,
+}
+
+impl Listening {
+    async fn connection(&self) -> Result<(MultiplexedConnection, String)> {
+        let (feeds, pushes) = (Arc::clone(&self.feeds), Arc::clone(&self.pushes));
+        let push: Push = Arc::new(move |info: PushInfo| -> Result<(), SendError> {
+            take(&feeds, &pushes, info);
+            Ok(())
+        });
+        let (mut connection, endpoint) = self.dialer.dial("", Some(push)).await?;
+        let (names, _) = self.subscriptions.all();
+        let ready = link::subscribe(&mut connection, &names, false);
+        match tokio::time::timeout(self.limit, ready).await {
+            Ok(Ok(())) => Ok((connection, endpoint.to_string())),
+            Ok(Err(error)) => Err(refusal(&endpoint, &error)),
+            Err(_) => {
+                let reason = format!("no answer within {:?}", self.limit);
+                Err(crate::net::failed(&endpoint, &reason))
+            }
+        }
+    }
+}
+
+fn take(feeds: &Feeds, pushes: &Link, info: PushInfo) {
+    if info.kind == PushKind::Disconnection {
+        return pushes.break_off();
+    }
+    if info.kind != PushKind::Message {
+        return;
+    }
+    let mut data = info.data.into_iter();
+    if let (Some(Value::BulkString(channel)), Some(Value::BulkString(payload))) =
+        (data.next(), data.next())
+        && let Ok(channel) = std::str::from_utf8(&channel)
+    {
+        feeds.deliver(&channel.into(), &payload.into());
+    }
+}
