@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 
-from eventbus import redis_client
-from eventbus._eventbus import __dict__ as _extension
 from eventbus.compat.backendai import EventDispatcher
 from eventbus.compat.backendai import events as era_b
+from servers.shared import shared_postgres, shared_redis
 
-from .support import RedisPy, Server
+from .support import Server
+
+_schemas = itertools.count(1)
 
 
 @dataclass(frozen=True)
@@ -22,7 +25,9 @@ class Where:
 
     Attributes:
         name: Names it in the test ids.
-        url: ``{unique}`` becomes a name of the test's own, ``{redis}`` the private server.
+        url: ``{unique}`` becomes a name of the test's own, ``{schema}`` a schema of its own,
+            ``{redis}`` and ``{postgres}`` the servers of the run, ``{private}`` database 4 of the
+            Redis of these tests: the original wire has the same keys for everybody.
         wire: Whether it is the original wire.
         options: Further options of every dispatcher and producer.
     """
@@ -38,7 +43,8 @@ WHERE = [
     Where("memory-queued", "memory://{unique}?delivery=queued"),
     Where("memory-strict", "memory://{unique}?strict=1"),
     Where("redis", "{redis}?prefix={unique}", options={"wire": "native"}),
-    Where("wire", "{redis}", wire=True),
+    Where("postgres", "{postgres}?schema={schema}"),
+    Where("wire", "{private}", wire=True),
 ]
 
 
@@ -49,12 +55,23 @@ def redis_server() -> Iterator[Server]:
 
 
 @pytest.fixture
-def redis(redis_server: Server, monkeypatch: pytest.MonkeyPatch) -> Server:
-    """The private server, empty, and a raw client for it."""
+def redis(redis_server: Server) -> Server:
+    """The private server, empty."""
     redis_server.command("FLUSHALL")
-    if "RedisClient" not in _extension:
-        monkeypatch.setattr(redis_client, "open_redis", RedisPy)
     return redis_server
+
+
+def address(where: Where, request: pytest.FixtureRequest, name: str) -> str:
+    """Return the URL of a place for one test; what it needs is started."""
+    found: dict[str, str] = {"unique": name, "schema": f"backendai_{os.getpid()}_{next(_schemas)}"}
+    if "{redis}" in where.url:
+        found["redis"] = shared_redis().url()
+    if "{postgres}" in where.url:
+        found["postgres"] = shared_postgres().url()
+    if "{private}" in where.url:
+        server: Server = request.getfixturevalue("redis")
+        found["private"] = server.address
+    return where.url.format_map(found)
 
 
 @dataclass
@@ -87,10 +104,8 @@ async def world(
     request: pytest.FixtureRequest, unique: Callable[[str], str], no_leaked_tasks: None
 ) -> AsyncIterator[World]:
     where: Where = request.param
-    server: Any = request.getfixturevalue("redis") if "{redis}" in where.url else None
-    name = unique("bus").replace(":", "-").replace("[", "").replace("]", "")
-    url = where.url.format(unique=name, redis=server.address if server else "")
-    found = World(url, where.wire, where.options)
+    name = unique("bus").replace(":", "-")
+    found = World(address(where, request, name), where.wire, where.options)
     yield found
     for one in reversed(found.made):
         await one.close()

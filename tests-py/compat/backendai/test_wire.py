@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import msgpack
@@ -18,9 +17,8 @@ from eventbus.dispatcher import Message
 from eventbus.testing import eventually
 
 from .conftest import World
-from .support import RedisPy, Seen, Server
+from .support import Seen, Server
 
-TESTS = [str(folder) for folder in Path(__file__).resolve().parents[1:3]]
 ID = "11111111-1111-1111-1111-111111111111"
 TASK = "22222222-2222-2222-2222-222222222222"
 SAMPLES = [
@@ -92,23 +90,20 @@ def packed(**fields: Any) -> bytes:
 async def test_b33_every_event_goes_to_both_keys_as_the_same_bytes(
     wire: World, redis: Server
 ) -> None:
-    listener = RedisPy(
-        {"endpoints": [{"host": "127.0.0.1", "port": redis.port}], "db": 4, "net": {}}
-    )
-    published = await listener.subscribe("events.pubsub", 10)
     d, p = await wire.a(), await wire.producer()
-    await d.produce_event("do_schedule")
-    await p.produce_event(era_b.DoScheduleEvent())
-    for expected in (
-        packed(event_name="do_schedule", agent_id="manager", args=()),
-        packed(name="do_schedule", source="manager", args=()),
-    ):
-        item = await anext(published)
-        assert item is not None
-        assert item[1] == expected
-        assert await listener.command("LPOP", "events.prodcons") == expected
-    assert await listener.command("TTL", "events.prodcons") == -2
-    await listener.close()
+    async with redis.async_client(4) as client, client.pubsub() as listener:
+        await listener.subscribe("events.pubsub")
+        assert (await listener.get_message(timeout=5))["type"] == "subscribe"
+        await d.produce_event("do_schedule")
+        await p.produce_event(era_b.DoScheduleEvent())
+        for expected in (
+            packed(event_name="do_schedule", agent_id="manager", args=()),
+            packed(name="do_schedule", source="manager", args=()),
+        ):
+            published = await listener.get_message(timeout=5)
+            assert published["data"] == expected
+            assert await client.lpop("events.prodcons") == expected
+        assert await client.ttl("events.prodcons") == -2
 
 
 async def test_b33_nothing_is_trimmed_and_nothing_expires(wire: World, redis: Server) -> None:
@@ -211,12 +206,7 @@ async def test_b37_an_unchanged_process_shares_the_redis(wire: World, redis: Ser
 
 WORKER = """
 import asyncio, sys
-sys.path[:0] = sys.argv[2:4]
-from eventbus import _eventbus, redis_client
 from eventbus.compat.backendai import EventDispatcher
-if not hasattr(_eventbus, "RedisClient"):
-    from backendai.support import RedisPy
-    redis_client.open_redis = RedisPy
 
 async def main():
     d = await EventDispatcher.new(bus=sys.argv[1], lease=1.0)
@@ -233,7 +223,7 @@ asyncio.run(main())
 async def test_b55_events_in_flight_survive_kill_9(wire: World, redis: Server) -> None:
     d = await wire.a(lease=1.0)
     worker = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", WORKER, redis.address, *TESTS, stdout=subprocess.PIPE
+        sys.executable, "-c", WORKER, redis.address, stdout=subprocess.PIPE
     )
     assert worker.stdout is not None
     for number in range(100):

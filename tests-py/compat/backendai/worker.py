@@ -7,7 +7,6 @@ import os
 import sys
 from typing import Any
 
-from eventbus import _eventbus, redis_client
 from eventbus.compat.backendai import EventDispatcher
 
 
@@ -26,10 +25,4 @@ async def main(url: str, wire: str, note: str) -> None:
 
 
 if __name__ == "__main__":
-    # The tests and their servers, where the raw client of a build without one is.
-    sys.path[:0] = sys.argv[4:]
-    if not hasattr(_eventbus, "RedisClient"):
-        from backendai.support import RedisPy
-
-        redis_client.open_redis = RedisPy
     asyncio.run(main(*sys.argv[1:4]))
