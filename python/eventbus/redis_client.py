@@ -55,6 +55,15 @@ class RedisClient(Protocol):
         """Subscribe to a channel; returns once the server confirmed it."""
         ...
 
+    def keep(self, channel: str, keys: Sequence[str], values: Sequence[str]) -> None:
+        """Drop unread, from now on, what comes on a channel and is not wanted.
+
+        Args:
+            channel: The channel.
+            keys: Of msgpack maps that begin with one of these keys and a text, ...
+            values: ... only those with one of these texts are kept; everything else is.
+        """
+
     async def close(self) -> None:
         """Disconnect. Idempotent."""
 

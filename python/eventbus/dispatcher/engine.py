@@ -166,8 +166,14 @@ class Engine(Generic[H]):
     async def listen(self) -> None:
         """Connect and receive broadcasts; returns once the server confirmed it."""
         await self.transport.connect()
-        await self.transport.listen(self.subscribers.__contains__, self._gap)
+        self.subscribers.on_change = self._subscribed
+        self._subscribed()
+        await self.transport.listen(self._gap)
         self._spawn(self._serve_broadcasts(), "broadcasts")
+
+    def _subscribed(self) -> None:
+        """Tell the transport what is subscribed to here."""
+        self.transport.wants(frozenset(self.subscribers))
 
     def pop(self) -> None:
         """Begin to take queued events, when there are handlers. Idempotent."""
@@ -390,7 +396,8 @@ class Engine(Generic[H]):
     ) -> None:
         """Run one handler for one event, in a task and a context of its own."""
         message = flight.message
-        began = time.perf_counter()
+        observed = self.options.observer is not None
+        began = time.perf_counter() if observed else 0.0
         error: BaseException | None = None
         called = False
         try:
@@ -416,7 +423,7 @@ class Engine(Generic[H]):
             side.slots.release()
             if called:
                 self.counts["calls"] += 1
-                if self.options.observer is not None:
+                if observed:
                     self._observe(handler, message, time.perf_counter() - began, error)
             self._ended(flight)
 

@@ -106,8 +106,11 @@ class Transport(Protocol):
             EncodeError: The arguments cannot be encoded.
         """
 
-    async def listen(self, wanted: Callable[[str], bool], on_gap: OnGap) -> None:
+    async def listen(self, on_gap: OnGap) -> None:
         """Receive broadcasts from now on; returns once the server confirmed it."""
+
+    def wants(self, names: frozenset[str]) -> None:
+        """Receive broadcasts of these names only, from now on; none before the first call."""
 
     async def receive_broadcast(self) -> Message:
         """Return the next broadcast of a wanted name.
@@ -250,7 +253,7 @@ class BusTransport:
         self._changed = asyncio.Event()
         self._rebinder: asyncio.Task[None] | None = None
         self._stream: Stream | None = None
-        self._wanted: Callable[[str], bool] = lambda name: True
+        self._wanted: frozenset[str] = frozenset()
         self._stopped = False
         self._malformed = 0
 
@@ -301,9 +304,12 @@ class BusTransport:
 
     # Broadcasts
 
-    async def listen(self, wanted: Callable[[str], bool], on_gap: OnGap) -> None:
+    def wants(self, names: frozenset[str]) -> None:
+        """Skip broadcasts of other names before their payload is decoded."""
+        self._wanted = names
+
+    async def listen(self, on_gap: OnGap) -> None:
         """Subscribe to every name of the prefix."""
-        self._wanted = wanted
         literal = "".join(f"[{one}]" if one in "*?[" else one for one in self._prefix)
         stream = self._bus.stream(pattern=f"{literal}:*", buffer=self._queue_size, on_gap=on_gap)
         await stream.__aenter__()
@@ -318,7 +324,7 @@ class BusTransport:
             except StopAsyncIteration:
                 raise BusClosedError("the bus was closed") from None
             name = self._name(event.topic)
-            if not self._wanted(name):
+            if name not in self._wanted:
                 continue
             try:
                 return self._decode(name, event)

@@ -20,7 +20,6 @@ use super::registry::Registry;
 use super::scripts::{self, Script};
 use super::waits::{Waiting, Waits};
 use super::{checks, claim};
-use crate::backend::{Gap, GapCause};
 use crate::config::{RedisConfig, Wire};
 use crate::error::{Error, Result};
 use crate::shutdown::Tasks;
@@ -149,8 +148,7 @@ impl Session {
         self.tasks.spawn(link::keep(
             Arc::clone(&self.pushes),
             every,
-            // The hole stands where it was.
-            move || receiver.feeds.gap(Gap { cause: GapCause::Reconnect, count: None }),
+            move || receiver.hole.begin(),
             move || {
                 let maker = of(&own);
                 async move { maker.push_connection().await }
@@ -282,6 +280,7 @@ impl Maker {
         let limit = self.config.net.connect_timeout;
         let (mut names, patterns) = self.subscriptions.all();
         names.push(self.receiver.names.wake.clone().into_bytes());
+        self.receiver.hole.expect(names.len() + patterns.len());
         let ready = async {
             link::subscribe(&mut connection, &names, false).await?;
             link::subscribe(&mut connection, &patterns, true).await

@@ -10,10 +10,13 @@ from eventbus.dispatcher import Message
 from eventbus.errors import DecodeError, EncodeError, PayloadTooLarge
 from eventbus.types import Event
 
-__all__ = ["ArgsCoding", "Era", "decode_args", "decode_message", "encode_args", "encode_message"]
+__all__ = ["NAME_KEYS", "ArgsCoding", "Era", "decode_args", "decode_message", "encode_args", "encode_message"]
 
 Era = Literal["A", "B"]
 """Whose field names are written: ``event_name, agent_id, args`` or ``name, source, args``."""
+
+NAME_KEYS = ("event_name", "name")
+"""What a message begins with in either era: the key of its name."""
 
 # Heartbeats carry compressed lists of images: the wire has no limit, and this is one for safety.
 _LIMITS = {"max_bytes": 512 << 20, "max_depth": 512, "max_elements": 50_000_000}
@@ -53,10 +56,16 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"cannot encode {kind.__name__}: {value!r}")
 
 
+_NESTED = {list, dict}
+
+
 def _tuples(value: Any) -> Any:
     """Return the value with tuples for lists, at every depth."""
     kind = cast("type[object]", type(value))
     if kind is list:
+        # As a rule there is nothing nested.
+        if _NESTED.isdisjoint(map(type, value)):
+            return tuple(value)
         return tuple([_tuples(one) for one in value])
     if kind is dict:
         return {key: _tuples(one) for key, one in value.items()}
@@ -145,11 +154,15 @@ def decode_message(data: bytes) -> Message:
     name: Any = fields.get("event_name" if old else "name")
     source: Any = fields.get("agent_id" if old else "source")
     args: Any = fields.get("args")
-    for key, value, kind in (("name", name, str), ("source", source, str), ("args", args, list)):
-        if not isinstance(value, kind):
-            what = "missing" if value is None else type(value).__name__
-            raise DecodeError(f"message has no usable {key}: {what}")
-    return Message(name, source, _tuples(args))
+    if isinstance(name, str) and isinstance(source, str) and isinstance(args, list):
+        return Message(name, source, _tuples(args))
+    key, value = next(
+        (key, value)
+        for key, value, kind in (("name", name, str), ("source", source, str), ("args", args, list))
+        if not isinstance(value, kind)
+    )
+    what = "missing" if value is None else type(value).__name__
+    raise DecodeError(f"message has no usable {key}: {what}")
 
 
 class ArgsCoding:

@@ -9,14 +9,15 @@ import time
 import uuid
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from eventbus import redis_client
 from eventbus.compat.backendai import scripts
-from eventbus.compat.backendai.codec import Era, decode_message, encode_message
+from eventbus.compat.backendai.codec import NAME_KEYS, Era, decode_message, encode_message
 from eventbus.dispatcher import Incoming, Message, Target
 from eventbus.errors import BusClosedError, DecodeError, EventBusError, InvalidArgumentError
-from eventbus.redis_client import RedisClient, RedisSubscription
+from eventbus.redis_client import RedisClient, RedisReply, RedisSubscription
 from eventbus.types import Gap
 
 __all__ = ["CHANNEL", "QUEUE", "ListTransport"]
@@ -79,9 +80,10 @@ class ListTransport:
         self._forwarded = _FORWARDED + self._id
         self.redis: RedisClient = redis_client.open_redis(config)
         self._popper: RedisClient | None = None
+        self._popper_id: RedisReply = None
         self._connected = False
         self._subscription: RedisSubscription | None = None
-        self._wanted: Callable[[str], bool] = lambda name: True
+        self._wanted: frozenset[str] = frozenset()
         self._on_gap: Callable[[Gap], Any] | None = None
         self._names: frozenset[str] = frozenset()
         self._limit = 1
@@ -131,9 +133,14 @@ class ListTransport:
 
     # Broadcasts
 
-    async def listen(self, wanted: Callable[[str], bool], on_gap: Callable[[Gap], Any]) -> None:
+    def wants(self, names: frozenset[str]) -> None:
+        """Let the client drop broadcasts of other names unread."""
+        self._wanted = names
+        self.redis.keep(CHANNEL, NAME_KEYS, sorted(names))
+
+    async def listen(self, on_gap: Callable[[Gap], Any]) -> None:
         """Subscribe to the channel."""
-        self._wanted, self._on_gap = wanted, on_gap
+        self._on_gap = on_gap
         self._subscription = await self.redis.subscribe(CHANNEL, self._queue_size)
         self._hold_until = time.monotonic() + _HOLD
 
@@ -154,7 +161,8 @@ class ListTransport:
             except DecodeError as error:
                 self._bad("broadcast", error)
                 continue
-            if self._wanted(message.name):
+            # One that begins with another key than the name was not seen through.
+            if message.name in self._wanted:
                 return message
 
     def _bad(self, kind: str, error: DecodeError) -> None:
@@ -252,6 +260,7 @@ class ListTransport:
             try:
                 if doubtful:
                     await popper.connect()
+                    self._popper_id = await self._id_of(popper)
                     await self._find_lost()
                     doubtful = False
                 await self._pop(popper)
@@ -262,6 +271,15 @@ class ListTransport:
                 self._warn("pop", "cannot pop events reason=%s; trying again", error)
                 pause = min(max(pause * 2, 0.1), 5.0)
                 await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311 - jitter
+
+    async def _id_of(self, popper: RedisClient) -> RedisReply:
+        """Return what the server knows a connection by; ``None`` when this user may not ask."""
+        try:
+            return await popper.command("CLIENT", "ID")
+        except EventBusError as error:
+            if error.is_retryable:
+                raise
+            return None
 
     async def _pop(self, popper: RedisClient) -> None:
         if self._keeps:
@@ -447,11 +465,19 @@ class ListTransport:
         if self._tasks:
             _, pop, _ = self._tasks
             self._room.set()
+            await self._unblock()
             await asyncio.wait([pop], timeout=_BLOCK + 0.4)
             for task in self._tasks:
                 task.cancel()
             await asyncio.wait(self._tasks)
         self._some.set()
+
+    async def _unblock(self) -> None:
+        """End the pop that waits, if the server lets this user; else it ends by itself."""
+        if isinstance(self._popper_id, int):
+            with suppress(EventBusError, TimeoutError):
+                async with asyncio.timeout(_BLOCK):
+                    await self.redis.command("CLIENT", "UNBLOCK", self._popper_id)
 
     async def close(self) -> None:
         """Leave the dispatchers, giving everything back, and disconnect."""
