@@ -40,6 +40,7 @@ demo: build ## Build and run the demo on the memory bus; nothing else is needed
 
 .PHONY: demo-cluster
 demo-cluster: build ## Managers and agents on a Redis of their own, one killed half-way; URL=… for another bus
+	@$(if $(URL),,scripts/servers redis)
 	@$(BIN)/python examples/cluster/run.py $(if $(URL),--url $(URL))
 
 .PHONY: test
@@ -85,11 +86,8 @@ test-rust: ## Rust tests without Python (cargo-nextest when installed), then doc
 	cargo test $(LOCKED) --doc
 
 .PHONY: browser
-browser: ## Install the browser of the tests when it is missing (Debian, Ubuntu; needs root)
-	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null || { \
-		echo "browser: installing chromium"; \
-		{ apt-get install -y --no-install-recommends chromium \
-			|| { apt-get update && apt-get install -y --no-install-recommends chromium; }; } >/dev/null; }
+browser: ## Install the browser of the tests, where it is missing
+	@scripts/servers browser
 
 .PHONY: test-python
 test-python: servers browser build $(VENV)/.dev ## Python tests

@@ -19,7 +19,7 @@ from eventbus.compat.backendai import EventDispatcher
 # The server is one of the tests'.
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests-py"))
 
-from servers.redis_server import RedisServer  # noqa: E402
+from servers.redis_server import RedisServer
 
 Wire = Literal["backendai", "native"]
 
@@ -142,10 +142,13 @@ class Turns:
             await client.rpush(QUEUE, *[packed()] * n)
             seen = 0
             running: set[asyncio.Task[None]] = set()
+            all_seen = asyncio.Event()
 
             async def handle(agent_id: str, name: str, *args: Any) -> None:
                 nonlocal seen
                 seen += 1
+                if seen == n:
+                    all_seen.set()
 
             with watch.running():
                 for _ in range(n):
@@ -155,8 +158,7 @@ class Turns:
                     task = asyncio.create_task(call)
                     running.add(task)
                     task.add_done_callback(running.discard)
-                while running:
-                    await asyncio.sleep(0)
+                await all_seen.wait()
             check(PLAIN, seen, n)
 
 

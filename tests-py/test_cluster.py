@@ -18,6 +18,6 @@ def test_every_claim_of_the_cluster_demo_holds() -> None:
         timeout=180,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("✓") == 9
+    assert done.stdout.count("✓") == 10
     assert "✗" not in done.stdout
     assert "Traceback" not in done.stderr

@@ -9,6 +9,7 @@ import argparse
 import asyncio
 import contextlib
 import json
+import math
 import shutil
 import signal
 import socket
@@ -33,6 +34,7 @@ HERE = Path(__file__).parent
 MANAGERS = ("manager-1", "manager-2", "manager-3")
 VICTIM = "manager-3"
 SESSIONS = 60
+ENQUEUED = "session_enqueued"
 Line = dict[str, Any]
 
 
@@ -136,7 +138,7 @@ async def enqueue(bus: Bus, events: EventDispatcher, number: int) -> str:
     async with bus.transaction() as tx:
         state = {"step": "enqueued", "batch": number % 2 == 1}
         tx.put(f"cluster/session/{session}", state, if_version=0)
-    await events.produce_event("session_enqueued", (session,))
+    await events.produce_event(ENQUEUED, (session,))
     return session
 
 
@@ -153,21 +155,32 @@ async def play(cluster: Cluster, bus: Bus) -> tuple[list[str], float]:
         await events.produce_event("run_task.manager-1", ("rescan",))
         await events.produce_event(f"run_task.{VICTIM}", ("doomed",))
         await cluster.until(lambda: len(cluster.find("task started")) == 2, "the tasks")
+        text = f"enqueues {SESSIONS} sessions, every other one with a start-up command"
+        cluster.add({"at": time.time(), "who": "demo", "what": text})
         sessions = []
         killed = 0.0
         for number in range(SESSIONS):
             sessions.append(await enqueue(bus, events, number))
             await asyncio.sleep(0.02)
-            if number == SESSIONS // 2:
+            if number >= SESSIONS // 2 and not killed and in_hand(cluster, VICTIM):
                 cluster.processes[VICTIM].send_signal(signal.SIGKILL)
                 killed = time.time()
-                cluster.add({"at": killed, "who": "demo", "what": f"killed {VICTIM} with -9"})
+                cluster.add({"at": killed, "who": "demo", "what": f"kills {VICTIM} with -9"})
+        if not killed:
+            raise SystemExit(f"cluster: {VICTIM} never had a session in hand")
         for survivor in MANAGERS[:-1]:
             await cluster.until(
                 partial(saw_every_end, cluster, survivor, set(sessions)),
                 f"{survivor} to see every end",
             )
         return sessions, killed
+
+
+def in_hand(cluster: Cluster, manager: str, until: float = math.inf) -> set[str]:
+    """Return the sessions that a manager was to schedule and that nobody had scheduled by then."""
+    told = {line["session"] for line in cluster.find("handled", who=manager, event=ENQUEUED)}
+    scheduled = cluster.find("saw", event="session_scheduled")
+    return told - {line["session"] for line in scheduled if line["at"] < until}
 
 
 def seen(cluster: Cluster, manager: str, event: str) -> list[Line]:
@@ -185,28 +198,51 @@ def saw_every_end(cluster: Cluster, manager: str, sessions: set[str]) -> bool:
     )
 
 
-def timeline(cluster: Cluster, sessions: list[str]) -> None:
-    """Print what happened: two sessions whole, and everything about processes and tasks."""
-    shown = {sessions[0], sessions[SESSIONS // 2 + 1]}
+WORDS = {
+    "started": "started",
+    "handled": "handles {event} of {session}",
+    "saw": "sees {event} of {session}",
+    "start-up command run": "runs the start-up command of {session}",
+    "start-up asked for again": "is asked again for the start-up command of {session}",
+    "task started": "starts the background task {label!r}",
+    "task seen": "sees the task {label!r}: {status}, {percent} %",
+    "log": "logs: {text}",
+}
+
+
+def timeline(cluster: Cluster, sessions: list[str], lost: set[str]) -> None:
+    """Print what happened: some sessions whole, and everything about processes and tasks."""
+    # A batch session, and one that was in the hands of the manager that died.
+    shown = {sessions[1], *sorted(lost)[:1]}
     began = min(line["at"] for line in cluster.lines)
+    scheme = cluster.url.partition(":")[0]
+    print(
+        f"{len(MANAGERS)} managers and {len(AGENTS)} agents share nothing but a bus on {scheme}.\n"
+        f"Of {len(sessions)} sessions two are shown: {', '.join(sorted(shown))}.\n\n"
+        "seconds  who        what"
+    )
     for line in sorted(cluster.lines, key=lambda one: one["at"]):
-        what = line["what"]
-        if what == "heartbeat" or (
-            line.get("session") is not None and line["session"] not in shown
-        ):
+        what: str = line["what"]
+        if what == "heartbeat" or line.get("session", sessions[1]) not in shown:
             continue
-        details = " ".join(
-            str(line[key])
-            for key in ("event", "session", "label", "status", "percent")
-            if key in line
-        )
-        mark = "%" if "percent" in line else ""
-        print(f"{line['at'] - began:7.2f}  {line['who']:<10} {what} {details}{mark}")
+        text = WORDS.get(what, what).format(**line)
+        print(f"{line['at'] - began:7.2f}  {line['who']:<10} {text}")
 
 
-def summary(cluster: Cluster, sessions: list[str], killed: float, states: list[Any]) -> bool:
+def taken_over(cluster: Cluster, lost: set[str], killed: float) -> dict[str, float]:
+    """Return the sessions that others scheduled instead of the dead manager, and how late."""
+    late: dict[str, float] = {}
+    for line in cluster.find("handled", event=ENQUEUED):
+        if line["session"] in lost and line["who"] != VICTIM:
+            late.setdefault(line["session"], line["at"] - killed)
+    return late
+
+
+def summary(
+    cluster: Cluster, sessions: list[str], lost: set[str], killed: float, states: list[Any]
+) -> bool:
     """Print what was claimed and what was counted; return whether all of it holds."""
-    steps = ("session_enqueued", "kernel_started", "session_success", "kernel_terminated")
+    steps = (ENQUEUED, "kernel_started", "session_success", "kernel_terminated")
     handled = Counter((line["event"], line["session"]) for line in cluster.find("handled"))
     batch = sessions[1::2]
     expected = {
@@ -228,10 +264,16 @@ def summary(cluster: Cluster, sessions: list[str], killed: float, states: list[A
     beats = Counter(line["agent"] for line in cluster.find("heartbeat"))
     failed = min(one["at"] for one in cluster.find("task seen", label="doomed", status="failed"))
     watched = [one["percent"] for one in cluster.find("task seen", who="manager-2", label="rescan")]
+    late = taken_over(cluster, lost, killed)
     checks = [
         (
             not missing,
             f"{len(expected)} events, each handled at least once; missing {len(missing)}",
+        ),
+        (
+            bool(lost) and set(late) == lost and max(late.values()) <= LEASE + 5,
+            f"{len(lost)} of them in {VICTIM}'s hands when it was killed, taken over by others "
+            f"within {max(late.values(), default=0):.1f} s, at most {LEASE + 5:g}",
         ),
         (twice <= 16, f"handled twice because of the kill: {twice}, at most 16"),
         (min(by.values()) > 0, "handled by " + ", ".join(f"{k} {by[k]}" for k in sorted(by))),
@@ -255,7 +297,7 @@ def summary(cluster: Cluster, sessions: list[str], killed: float, states: list[A
             f"at most {LEASE + 5:g}",
         ),
     ]
-    print()
+    print("\nWhat this run shows:")
     for holds, text in checks:
         print("✓" if holds else "✗", text)
     return all(holds for holds, _ in checks)
@@ -273,8 +315,10 @@ async def main() -> int:
         stack.push_async_callback(cluster.stop)
         sessions, killed = await play(cluster, bus)
         records = [await bus.read(f"cluster/session/{one}") for one in sessions]
-    timeline(cluster, sessions)
-    return 0 if summary(cluster, sessions, killed, [one.value for one in records if one]) else 1
+    lost = in_hand(cluster, VICTIM, until=killed + LEASE / 2)
+    timeline(cluster, sessions, lost)
+    found = [one.value for one in records if one]
+    return 0 if summary(cluster, sessions, lost, killed, found) else 1
 
 
 sys.exit(asyncio.run(main()))

@@ -10,7 +10,15 @@ from eventbus.dispatcher import Message
 from eventbus.errors import DecodeError, EncodeError, PayloadTooLarge
 from eventbus.types import Event
 
-__all__ = ["NAME_KEYS", "ArgsCoding", "Era", "decode_args", "decode_message", "encode_args", "encode_message"]
+__all__ = [
+    "NAME_KEYS",
+    "ArgsCoding",
+    "Era",
+    "decode_args",
+    "decode_message",
+    "encode_args",
+    "encode_message",
+]
 
 Era = Literal["A", "B"]
 """Whose field names are written: ``event_name, agent_id, args`` or ``name, source, args``."""
