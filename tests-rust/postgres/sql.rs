@@ -238,9 +238,33 @@ async fn a_declaration_waits_for_publishers_of_the_old_version_and_holds_up_nobo
     assert!(!declared.is_finished());
     // Others go on meanwhile, by the new version.
     assert_eq!(case.publish(case.message("t", "1")).await.queues, 1);
+    // Who still names the old one is refused at once.
+    let late = fixture.plain().await;
+    let stale = late.batch_execute("select commit(p_registry => 1)");
+    let stale = in_time(stale).await.unwrap_err();
+    assert_eq!(stale.code().unwrap().code(), "EB001");
     open.commit().await.unwrap();
     in_time(declared).await.unwrap().unwrap();
     assert_eq!(case.drain(&case.topic("g")).await, ["1"]);
+}
+
+#[tokio::test]
+async fn an_old_snapshot_cannot_publish_past_a_declaration() {
+    let fixture = Postgres::shared();
+    let case = Case::new(&fixture).await;
+    let mut client = fixture.plain().await;
+    let level = tokio_postgres::IsolationLevel::RepeatableRead;
+    let publish = format!("select publish('{}', '1')", case.topic("t"));
+    let old = client.build_transaction().isolation_level(level).start().await.unwrap();
+    old.batch_execute("select 1 from registry").await.unwrap();
+    let group = case.group("g", &[case.on("t")]).await;
+    let refused = in_time(old.batch_execute(&publish)).await.unwrap_err();
+    assert_eq!(refused.code().unwrap().code(), "40001");
+    old.rollback().await.unwrap();
+    let new = client.build_transaction().isolation_level(level).start().await.unwrap();
+    new.batch_execute(&publish).await.unwrap();
+    new.commit().await.unwrap();
+    assert_eq!(case.claim(&group, 9).await.len(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]

@@ -72,10 +72,13 @@ impl Schema {
 
     /// One transaction under a lock that ends with it: of many clients that start, one migrates.
     async fn migrate(&self, client: &Client) -> Result<(), tokio_postgres::Error> {
+        // Creating what is there needs rights all the same, so it is looked for first.
         let begin = self.sql(
             "begin; \
              select pg_advisory_xact_lock(hashtext('eventbus migration @schema@')); \
-             create schema if not exists @schema@; \
+             do $$ begin \
+                 if to_regnamespace('@schema@') is null then create schema @schema@; end if; \
+             end $$; \
              set local search_path to @schema@, pg_temp; \
              create table if not exists migrations ( \
                  version integer primary key, applied_at timestamptz not null default now())",

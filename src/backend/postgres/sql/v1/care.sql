@@ -89,7 +89,7 @@ begin
     end if;
     update records r set value = null, expires_at = null, died = nextval('deaths')
     where r.key in (
-        select x.key from records x where x.expires_at <= v_now limit 5000 for update skip locked
+        select x.key from records x where x.expires_at <= v_now limit 50000 for update skip locked
     );
     with gone as (
         delete from records r
@@ -102,7 +102,7 @@ begin
     select max(version) into v_floor from gone;
     update record_floor f set version = v_floor where f.version < v_floor;
     delete from dedup d where d.ctid = any (array(
-        select x.ctid from dedup x where x.until_at <= v_now limit 20000
+        select x.ctid from dedup x where x.until_at <= v_now limit 200000
     ));
     delete from producers p where p.used_at < v_now - 86400000000;
     delete from large l where l.stored_at < v_now - 300000000;

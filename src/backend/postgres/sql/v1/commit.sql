@@ -60,17 +60,7 @@ begin
     lost := '{}';
     results := '{}';
     if p_registry is not null then
-        -- A declaration waits for whoever publishes by an older version, and only for them.
-        perform pg_advisory_xact_lock_shared(hashtext(v_channel), p_registry);
-        if current_setting('transaction_isolation') = 'read committed' then
-            perform 1 from registry r where r.one and r.version = p_registry;
-        else
-            perform 1 from registry r where r.one and r.version = p_registry for key share;
-        end if;
-        if not found then
-            raise exception 'the registry is not at version % any more', p_registry
-                using errcode = 'EB001';
-        end if;
+        perform hold_registry(v_channel, p_registry);
     end if;
     -- The clock is read here without the function: this is the way of every message.
     v_now := (extract(epoch from clock_timestamp()) * 1000000)::bigint;
@@ -294,11 +284,7 @@ language plpgsql set search_path from current as $$
 declare
     v_channel text := 'eventbus:' || current_schema();
 begin
-    perform pg_advisory_xact_lock_shared(hashtext(v_channel), p_registry);
-    if not exists (select 1 from registry r where r.version = p_registry) then
-        raise exception 'the registry is not at version % any more', p_registry
-            using errcode = 'EB001';
-    end if;
+    perform hold_registry(v_channel, p_registry);
     for i in 1 .. cardinality(n_notify) loop
         perform pg_notify(v_channel, n_notify[i]);
     end loop;

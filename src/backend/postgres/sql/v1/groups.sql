@@ -120,7 +120,9 @@ begin
         perform lock_lanes(array_fill(p_group, array[cardinality(v_key)]), v_key);
     end if;
     select array_agg(m.seq) into v_seq from messages m
-    where m.group_id = p_group and m.state <> 3 and (not p_unbound or m.binding = any (v_unbound));
+    where m.group_id = p_group and m.state <> 3 and (not p_unbound or m.binding = any (v_unbound))
+        -- Never without the lane: what was published meanwhile stays.
+        and (m.key is null or m.key = any (v_key));
     return coalesce(discard(v_seq), 0);
 end $$;
 
@@ -210,7 +212,8 @@ begin
     end if;
     if p_action = 0 then
         select array_agg(m.seq) into v_seq from messages m
-        where m.group_id = v_group and m.id = p_id and m.state <> 3;
+        where m.group_id = v_group and m.id = p_id and m.state <> 3
+            and (m.key is null or m.key = any (v_key));
         v_changed := coalesce(discard(v_seq), 0);
     else
         v_now := now_us();
@@ -224,7 +227,7 @@ begin
                 ) then 1
                 else 0
             end
-        where m.group_id = v_group and m.id = p_id
+        where m.group_id = v_group and m.id = p_id and (m.key is null or m.key = any (v_key))
             and case when p_action = 2 then m.state = 2 else m.state <> 3 end;
         get diagnostics v_changed = row_count;
     end if;
@@ -311,6 +314,7 @@ begin
     for d in
         select l.*, b.binding as queue from unnest(p_ids) with ordinality as u (id, n)
         join dead_letters l on l.group_id = v_group and l.id = u.id
+            and (l.key is null or l.key = any (v_key))
         join bindings b on b.group_id = v_group and b.bound
             and b.pattern = l.pattern and b.text = l.text
         order by u.n, l.no for update of l

@@ -10,6 +10,28 @@ language sql stable set search_path from current as $$
     select 'eventbus:' || current_schema()
 $$;
 
+-- Holds a version of the registry until the end of the transaction: a declaration waits for whoever
+-- publishes by an older one. Who names an old one is refused, and never waits for the declaration.
+create function hold_registry(p_channel text, p_version integer) returns void
+language plpgsql set search_path from current as $$
+begin
+    if current_setting('transaction_isolation') = 'read committed' then
+        if not pg_try_advisory_xact_lock_shared(hashtext(p_channel), p_version)
+            or not exists (select 1 from registry r where r.version = p_version)
+        then
+            raise exception 'the registry is not at version % any more', p_version
+                using errcode = 'EB001';
+        end if;
+        return;
+    end if;
+    -- An older snapshot cannot see a newer version, but the lock on its row fails then.
+    perform 1 from registry r where r.version = p_version for key share;
+    if not found or not pg_try_advisory_xact_lock_shared(hashtext(p_channel), p_version) then
+        raise exception 'the registry has changed since this transaction began; run it again'
+            using errcode = '40001';
+    end if;
+end $$;
+
 -- Tells whoever waits for one of the groups.
 create function wake(p_group integer[]) returns void
 language plpgsql set search_path from current as $$
@@ -159,7 +181,7 @@ begin
         select m.seq from messages m
         where m.group_id = p_group and m.expires_at is not null and m.state <> 3
             and m.expires_at <= v_now
-        order by m.expires_at limit 1000 for update skip locked
+        order by m.expires_at limit 10000 for update skip locked
     ) x;
     v_seq := free_to_move(v_seq);
     if cardinality(v_seq) > 0 then
