@@ -250,6 +250,7 @@ class BusTransport:
         self._limit = 1
         self._bound: tuple[frozenset[str], int] = (frozenset(), 1)
         self._deliveries: Deliveries | None = None
+        self._read_ahead: list[Incoming] = []
         self._changed = asyncio.Event()
         self._rebinder: asyncio.Task[None] | None = None
         self._stream: Stream | None = None
@@ -402,9 +403,8 @@ class BusTransport:
         self._tell_change()
 
     async def receive(self, limit: int) -> Sequence[Incoming]:
-        """Return the next queued event."""
-        del limit
-        while True:
+        """Wait for a queued event; return it and what more is in hand."""
+        while not self._read_ahead:
             deliveries, changed = self._deliveries, self._changed
             if self._stopped or self._bus.state in ("closed", "draining"):
                 raise BusClosedError("the bus was closed")
@@ -412,18 +412,27 @@ class BusTransport:
                 await changed.wait()
                 continue
             try:
-                delivery = await anext(deliveries)
+                delivery: Delivery | None = await anext(deliveries)
             except StopAsyncIteration:
                 if self._deliveries is deliveries:
                     self._deliveries = None
                 continue
-            try:
-                message = self._decode(self._name(delivery.topic), delivery.event)
-            except EventBusError as error:
-                self._bad(error)
-                await delivery.reject(f"malformed event: {error}")
-                continue
-            return [Incoming(message, delivery)]
+            while delivery is not None:
+                # What was read stays in hand when this is cancelled.
+                if (incoming := await self._read(delivery)) is not None:
+                    self._read_ahead.append(incoming)
+                delivery = deliveries.ready() if len(self._read_ahead) < limit else None
+        found, self._read_ahead = self._read_ahead, []
+        return found
+
+    async def _read(self, delivery: Delivery) -> Incoming | None:
+        """Return what a delivery holds; one that cannot be read becomes a dead letter."""
+        try:
+            return Incoming(self._decode(self._name(delivery.topic), delivery.event), delivery)
+        except EventBusError as error:
+            self._bad(error)
+            await delivery.reject(f"malformed event: {error}")
+            return None
 
     async def ack(self, done: Sequence[Incoming]) -> None:
         """Acknowledge: one after the other in process, together on a broker."""
@@ -478,6 +487,8 @@ class BusTransport:
         deliveries, self._deliveries = self._deliveries, None
         if deliveries is not None:
             await deliveries.aclose()
+        read_ahead, self._read_ahead = self._read_ahead, []
+        await self.push_back(read_ahead)
         if self._stream is not None:
             await self._stream.aclose()
         self._tell_change()

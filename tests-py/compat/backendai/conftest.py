@@ -38,10 +38,10 @@ class Where:
     options: dict[str, Any] = field(default_factory=dict)
 
 
+# One form of memory: payloads are bytes here and broadcasts come through a stream, so that its
+# options make no difference. The native dispatcher is tested over all of them.
 WHERE = [
     Where("memory", "memory://{unique}"),
-    Where("memory-queued", "memory://{unique}?delivery=queued"),
-    Where("memory-strict", "memory://{unique}?strict=1"),
     Where("redis", "{redis}?prefix={unique}", options={"wire": "native"}),
     Where("postgres", "{postgres}?schema={schema}"),
     Where("wire", "{private}", wire=True),
