@@ -714,7 +714,10 @@ class Bus(CoreBus):
                 pause = min(pause + 0.0005, 0.02)
 
     async def _is_idle(self) -> bool:
-        if len(self._outbox) or not all(one.idle for one in self._receivers.values()):
+        if len(self._outbox):
+            return False
+        await self._heard()
+        if not all(one.idle for one in self._receivers.values()):
             return False
         if not self._consumers:
             return True
