@@ -236,9 +236,7 @@ class Bus(CoreBus):
                 await self._disconnect()
         self._enter("closed")
 
-    async def _leave(
-        self, caller: asyncio.Task[Any], around: list[Consumer], limit: float
-    ) -> None:
+    async def _leave(self, caller: asyncio.Task[Any], around: list[Consumer], limit: float) -> None:
         """Disconnect once the handler that closed the bus has ended and is acknowledged."""
         try:
             for consumer in around:
@@ -396,8 +394,8 @@ class Bus(CoreBus):
         text = pattern or topic
         if how == "inline" and not self._in_process:
             raise UnsupportedError(
-                "delivery='inline' is for buses in one process; over a server every subscription is "
-                "queued"
+                "delivery='inline' is for buses in one process; "
+                "over a server every subscription is queued"
             )
         if how == "inline":
             call = _converting(handler)
