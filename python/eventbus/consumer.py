@@ -343,7 +343,7 @@ class Consumer:
         return task in self._workers
 
     async def finish(self, task: asyncio.Task[Any], timeout: float) -> None:
-        """Wait until a worker that stopped its own consumer is done and has settled."""
+        """Wait until a worker that stopped its own consumer is done and has settled its work."""
         await asyncio.wait([task], timeout=timeout)
         await self._core.release()
 

@@ -45,13 +45,14 @@ class Stream:
         self._closed = False
 
     async def _start(self) -> CoreSubscription:
-        if self._core is not None:
-            return self._core
-        return self._adopt(
-            await self._bus._buffered(self._text, self._is_pattern, self._buffer, self._overflow)
-        )
+        if self._core is None:
+            core = await self._bus._buffered(
+                self._text, self._is_pattern, self._buffer, self._overflow
+            )
+            return self._keep(core)
+        return self._core
 
-    def _adopt(self, core: CoreSubscription) -> CoreSubscription:
+    def _keep(self, core: CoreSubscription) -> CoreSubscription:
         # Somebody else may have been quicker while the server confirmed.
         if self._core is not None or self._closed:
             core.cancel()

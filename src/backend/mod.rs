@@ -16,7 +16,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use serde::Serialize;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::ring::{Item, Ring};
 use crate::topic::Binding;
 
@@ -49,6 +49,36 @@ pub enum Due {
     After(Duration),
     /// At this time, microseconds since the epoch, by the backend's clock; not broadcast.
     At(i64),
+}
+
+/// A transaction as one statement with one argument, for a connection of the caller's.
+#[derive(Debug, Clone)]
+pub struct Statement {
+    /// The SQL text; `$1` stands for the argument, which is text.
+    pub text: String,
+    /// The argument.
+    pub argument: String,
+}
+
+/// Transactions that take effect with a caller's own, on the caller's connection: prepared here, run
+/// there, and their answer is read here.
+pub trait Joins: Send + Sync {
+    /// Prepares a transaction. The statement returns one row with one array of numbers.
+    ///
+    /// # Errors
+    /// `NotConnected`, `Closed`; what can never be stored.
+    fn statement(&self, transaction: &Transaction) -> Result<Statement>;
+
+    /// Reads what the statement returned.
+    ///
+    /// # Errors
+    /// As for one transaction of [`Backend::commit`]: nothing of it happened then, but the caller's
+    /// transaction goes on.
+    fn answer(&self, transaction: &Transaction, figures: &[i64]) -> Result<Committed>;
+
+    /// Says what a failed statement means, by its SQLSTATE and message; `None` when that is between
+    /// the caller and the server.
+    fn failure(&self, code: &str, said: &str) -> Option<Error>;
 }
 
 /// One message to publish.
@@ -542,6 +572,19 @@ pub trait Backend: Send + Sync + std::fmt::Debug {
     /// Returns the operations that never wait, of a backend that lives in this process.
     fn in_process(&self) -> Option<&dyn InProcess> {
         None
+    }
+
+    /// Returns what puts transactions of this backend into transactions of the caller's, where the
+    /// backend is a database that callers have connections to.
+    ///
+    /// # Errors
+    /// `Unsupported` where it is none.
+    fn joins(&self) -> Result<&dyn Joins> {
+        Err(Error::Unsupported {
+            operation: "connection=",
+            backend: self.capabilities().name,
+            remedy: "a bus of connect(\"postgresql://…\") joins transactions of its database",
+        })
     }
 
     /// Reaches the server and gets ready; what lives in this process always is. Idempotent, and

@@ -2,9 +2,10 @@
 //!
 //! - `sql/`: tables and functions; settle, publish, claim and commit are functions there, so that
 //!   every client in every language runs the same ones, inside its own transactions if it likes
-//! - `schema`: the version of the schema; `calls`: its functions as this client calls them
+//! - `schema`, `migration`: the version of the schema; `calls`: its functions as this client calls them
 //! - `connect`, `session`, `pool`, `link`: connections; `fault`: what their errors mean
 //! - `parcel`, `step`, `send`, `answers`, `committer`: the write path, in batches
+//! - `joined`: transactions on a connection of the caller's
 //! - `ear`, `wire`: notifications; `wake`, `hollow`: who waits
 //! - `registry`: what is bound to what; `claims`, `operate`, `records`: everything else
 //! - `live`: an open backend
@@ -17,8 +18,10 @@ mod connect;
 mod ear;
 mod fault;
 mod hollow;
+mod joined;
 mod link;
 mod live;
+mod migration;
 mod operate;
 mod parcel;
 mod pool;
@@ -38,13 +41,15 @@ use std::time::Duration;
 use async_trait::async_trait;
 use parking_lot::RwLock;
 
+pub use self::migration::{Migration, migrate};
+
 use self::connect::Connector;
 use self::ear::Hearing;
 use self::live::Live;
 use self::operate::storable;
 use super::{
     Backend, Capabilities, ClaimRequest, Committed, ConnectionState, DeadLetter, Delivery,
-    GroupSpec, Health, Inspection, Lease, ListenRequest, Listener, MessageAction, MessageId,
+    GroupSpec, Health, Inspection, Joins, Lease, ListenRequest, Listener, MessageAction, MessageId,
     MessageInfo, Op, Record, Transaction,
 };
 use crate::config::PostgresConfig;
@@ -156,6 +161,10 @@ fn check(transaction: &Transaction) -> Result<()> {
 impl Backend for PostgresBackend {
     fn capabilities(&self) -> &Capabilities {
         &self.capabilities
+    }
+
+    fn joins(&self) -> Result<&dyn Joins> {
+        Ok(self)
     }
 
     async fn connect(&self) -> Result<()> {

@@ -24,6 +24,9 @@ use crate::config::{RedisConfig, Wire};
 use crate::error::{Error, Result};
 use crate::shutdown::Tasks;
 
+/// Who waits in a group for what is due, by group and partition, and until when.
+type Armed = AHashMap<(Arc<str>, usize), (Waiting, Instant)>;
+
 /// What a session is made of.
 #[derive(Debug)]
 pub(super) struct Session {
@@ -43,7 +46,7 @@ pub(super) struct Session {
     pub(super) subscriptions: Arc<Subscriptions>,
     pub(super) waits: Arc<Waits>,
     /// Places taken by claims that found nothing, with the time to look again.
-    pub(super) armed: Mutex<AHashMap<(Arc<str>, usize), (Waiting, Instant)>>,
+    pub(super) armed: Mutex<Armed>,
     pub(super) slots: claim::Slots,
     pub(super) tasks: Tasks,
 }
