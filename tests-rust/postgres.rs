@@ -68,6 +68,13 @@ impl Fixture for Postgres {
         backend
     }
 
+    async fn keeping(&self, age: Option<Duration>, most: Option<u64>) -> Arc<dyn Backend> {
+        let config = PostgresConfig { retention: age, retention_max: most, ..self.config.clone() };
+        let backend = open_postgres(config).unwrap();
+        backend.connect().await.unwrap();
+        backend
+    }
+
     async fn advance(&self, by: Duration) {
         tokio::time::sleep(by).await;
     }

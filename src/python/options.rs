@@ -219,13 +219,14 @@ fn message_identity() -> MessageId {
 /// Builds the message of a publish.
 pub(crate) fn message(
     topic: &Arc<str>,
-    body: Bytes,
+    (event, body): (EventKey, Bytes),
     options: Option<&PublishOptions>,
     broadcast: bool,
 ) -> Message {
     let mut message = Message {
         id: message_identity(),
         topic: Arc::clone(topic),
+        event,
         body,
         key: None,
         priority: 0,
@@ -328,6 +329,34 @@ pub(crate) fn epoch_micros(what: &'static str, value: &Bound<'_, PyAny>) -> PyRe
         }
         .into()),
     }
+}
+
+/// Reads where a replay begins: `"beginning"`, an event's id as text or UUID, or an aware datetime.
+pub(crate) fn since(value: &Bound<'_, PyAny>) -> PyResult<Since> {
+    let event = |text: &str| Since::Event(EventId::of(Field::Text(text.into())).key());
+    if let Ok(text) = value.cast::<PyString>() {
+        let text = topic_str(text)?;
+        return match text {
+            "beginning" => Ok(Since::Beginning),
+            "" => Err(Error::InvalidArgument {
+                what: "since",
+                value: "''".into(),
+                rule: "must be 'beginning', an event_id or a datetime",
+            }
+            .into()),
+            id => Ok(event(id)),
+        };
+    }
+    if value.is_instance_of::<PyDateTime>() {
+        return Ok(Since::Time(epoch_micros("since", value)?));
+    }
+    let class = value.get_type();
+    if class.name()? == "UUID" && class.module()? == "uuid" {
+        return Ok(event(value.str()?.to_str()?));
+    }
+    let class = class.name()?;
+    let text = format!("since must be 'beginning', an event_id or a datetime, not {class}");
+    Err(PyTypeError::new_err(text))
 }
 
 /// Reads an overflow policy.
