@@ -31,6 +31,10 @@ if #topics > 0 and (call('GET', P .. 'v') or '0') ~= version then
 end
 
 local results = {}
+local keeps, keep_most, keep_age = batch[8], nil, nil
+if keeps then
+  keep_most, keep_age = retention()
+end
 
 local function finish()
   if keeps then
@@ -49,11 +53,6 @@ local function flush()
     call('PUBLISH', channel, table.concat(frames))
     frames, channel = {}, nil
   end
-end
-
-local keeps, keep_most, keep_age = batch[8], nil, nil
-if keeps then
-  keep_most, keep_age = retention()
 end
 
 local function broadcast(topic, message, frame)

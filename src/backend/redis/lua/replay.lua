@@ -39,7 +39,8 @@ if operation == 'find' then
     local wanted = math.floor(tonumber(value) / 1000)
     local time, position = first_from(int(math.max(wanted, 0)))
     if not position then
-      position = newest + 1
+      local last = call('XREVRANGE', P .. 'log', '+', '-', 'COUNT', 1)[1]
+      time, position = last and parse(last), newest + 1
     end
     local lost = length >= max or (age and wanted < math.floor(now / 1000) - age)
     if before > 0 and lost and position == before + 1 then
