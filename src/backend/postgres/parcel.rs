@@ -59,12 +59,15 @@ pub(super) struct Parcel<'a> {
     pub(super) lanes: Vec<(i32, &'a str)>,
     pub(super) notify: Vec<String>,
     pub(super) large: Vec<(Uuid, &'a [u8])>,
+    /// Plainly published broadcasts that are to be kept for replay.
+    pub(super) kept: Vec<&'a Message>,
     /// Messages plainly published.
     pub(super) published: i64,
     /// Whether it routes anything, so that the registry must be current.
     pub(super) routes: bool,
     ops: Vec<&'a Op>,
     slots: Vec<Slot<'a>>,
+    keeps: bool,
     packer: Packer,
     tokens: HashSet<Token, RandomState>,
 }
@@ -85,10 +88,12 @@ impl<'a> Parcel<'a> {
             lanes: Vec::new(),
             notify: Vec::new(),
             large: Vec::new(),
+            kept: Vec::new(),
             published: 0,
             routes: false,
             ops: Vec::new(),
             slots: Vec::new(),
+            keeps: registry.keeps,
             packer: Packer::new(producer, number),
             tokens: HashSet::default(),
         };
@@ -134,6 +139,7 @@ impl<'a> Parcel<'a> {
             && self.copies.is_empty()
             && self.steps.is_empty()
             && self.large.is_empty()
+            && self.kept.is_empty()
     }
 
     /// Whether there is anything to send.
@@ -190,6 +196,9 @@ impl<'a> Parcel<'a> {
             self.copies.extend(targets.into_iter().map(|target| Copy { target, message }));
             if !heard(message) {
                 continue;
+            }
+            if self.keeps {
+                self.kept.push(message);
             }
             if wire::fits(&message.topic, &message.body) {
                 self.notify.extend(self.packer.inline(&message.topic, &message.body));
@@ -288,6 +297,7 @@ impl<'a> Parcel<'a> {
             count,
             notify: self.packer.take(),
             large,
+            event: (self.keeps && heard(message)).then(|| Uuid::from_bytes(message.event)),
             ..Step::default()
         }
     }

@@ -13,6 +13,7 @@ const MIGRATIONS: &[&[&str]] = &[&[
     include_str!("sql/v1/claim.sql"),
     include_str!("sql/v1/groups.sql"),
     include_str!("sql/v1/care.sql"),
+    include_str!("sql/v1/kept.sql"),
 ]];
 
 /// The name of the bus's schema. This is the one place where it enters SQL text: validated, quoted.

@@ -34,6 +34,8 @@ pub(super) struct Step<'a> {
     pub(super) count: i32,
     pub(super) notify: Option<String>,
     pub(super) large: Option<Uuid>,
+    /// The event of a broadcast that is to be kept.
+    pub(super) event: Option<Uuid>,
 }
 
 pub(super) fn settle<'a>(lease: &'a Lease, outcome: &'a Outcome, group: Option<i32>) -> Step<'a> {
