@@ -6,11 +6,12 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from eventbus.subscription import GapHandler, tell_gap
-from eventbus.types import Event, Gap
+from eventbus.types import Event, Gap, Since
 
 if TYPE_CHECKING:
     from eventbus._eventbus import CoreSubscription
     from eventbus.bus import Bus
+    from eventbus.config import Overflow
 
 __all__ = ["Stream"]
 
@@ -28,8 +29,9 @@ class Stream:
         topic: str | None,
         pattern: str | None,
         buffer: int,
-        overflow: str,
+        overflow: Overflow,
         on_gap: GapHandler | None,
+        since: Since | None,
     ) -> None:
         """Remember what to subscribe to; made by ``Bus.stream``."""
         if (topic is None) == (pattern is None):
@@ -40,13 +42,14 @@ class Stream:
         self._buffer = buffer
         self._overflow = overflow
         self._on_gap = on_gap
+        self._since = since
         self._core: CoreSubscription | None = None
         self._closed = False
 
     async def _start(self) -> CoreSubscription:
         if self._core is None:
             core = await self._bus._buffered(
-                self._text, self._is_pattern, self._buffer, self._overflow
+                self._text, self._is_pattern, self._buffer, self._overflow, self._since
             )
             # Somebody else may have been quicker while the server confirmed.
             if self._core is not None or self._closed:

@@ -10,12 +10,14 @@ use pyo3::types::{PyBytes, PyDateTime, PyDelta, PyDeltaAccess, PyDict, PyInt, Py
 
 use super::convert::{self, time};
 use super::event::PyEvent;
-use crate::backend::{DeadLetter, Due, Message, MessageId, MessageInfo, Op, Overflow, Record};
+use crate::backend::{
+    DeadLetter, Due, EventKey, Message, MessageId, MessageInfo, Op, Overflow, Record, Since,
+};
 use crate::bus::{ConsumeOptions, fresh_defaults};
 use crate::clock::{Clock, SystemClock};
 use crate::codec::{self, Limits};
 use crate::error::{Error, Result};
-use crate::event::WallTime;
+use crate::event::{EventId, Field, WallTime};
 use crate::retry::RetryPolicy;
 use crate::topic::{self, Binding};
 
@@ -335,8 +337,12 @@ pub(crate) fn epoch_micros(what: &'static str, value: &Bound<'_, PyAny>) -> PyRe
 pub(crate) fn since(value: &Bound<'_, PyAny>) -> PyResult<Since> {
     let event = |text: &str| Since::Event(EventId::of(Field::Text(text.into())).key());
     if let Ok(text) = value.cast::<PyString>() {
-        let text = topic_str(text)?;
-        return match text {
+        let unreadable = |_| Error::InvalidArgument {
+            what: "since",
+            value: text.to_string_lossy().chars().take(80).collect(),
+            rule: "must be text that can be encoded in UTF-8",
+        };
+        return match text.to_str().map_err(unreadable)? {
             "beginning" => Ok(Since::Beginning),
             "" => Err(Error::InvalidArgument {
                 what: "since",
