@@ -6,6 +6,8 @@ mod conformance;
 mod connections;
 #[path = "postgres/faults.rs"]
 mod faults;
+#[path = "postgres/late_commits.rs"]
+mod late_commits;
 #[path = "postgres/proxy.rs"]
 mod proxy;
 #[path = "postgres/rates.rs"]
