@@ -74,6 +74,8 @@ BUS_LAYER = {
     "codec",
     "consumer",
     "delivery",
+    "joined",
+    "migration",
     "payloads",
     "stream",
     "subscription",
@@ -104,7 +106,7 @@ def _check_python(one: Import) -> str | None:
         return "config imports nothing of ours but errors"
     if target == "_eventbus" and here not in BUS_LAYER:
         return "only the bus layer imports the extension"
-    served = (here, target) == ("pytest_plugin", "testing")
+    served = (here, target) in {("pytest_plugin", "testing"), ("__main__", "cli")}
     if target in NOBODY_IMPORTS and top != target and not served:
         return NOBODY_IMPORTS[target]
     if top == "compat" and target == "compat":

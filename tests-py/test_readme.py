@@ -7,6 +7,8 @@ most one line between them, is what it prints.
 
 from __future__ import annotations
 
+import itertools
+import os
 import re
 import subprocess
 import sys
@@ -14,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
+from servers.shared import shared_postgres
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -81,6 +85,18 @@ def blocks_of(page: Path) -> list[Block]:
 BLOCKS = [block for page in PAGES for block in blocks_of(page)]
 
 
+_databases = itertools.count(1)
+
+
+def environment(block: Block) -> dict[str, str]:
+    """Return the variables of a block: one that asks for a database gets one of its own."""
+    variables = dict(os.environ)
+    if "DATABASE_URL" in block.code:
+        name = f"docs_{os.getpid()}_{next(_databases)}"
+        variables["DATABASE_URL"] = shared_postgres().create_database(name)
+    return variables
+
+
 def test_no_python_block_is_overlooked() -> None:
     marks = sum(page.read_text("utf-8").count("```python") for page in PAGES)
     assert len(BLOCKS) == marks
@@ -95,6 +111,7 @@ def test_a_block_runs_and_prints_what_is_shown(block: Block, tmp_path: Path) -> 
         capture_output=True,
         encoding="utf-8",
         cwd=tmp_path,
+        env=environment(block),
         timeout=60,
     )
     assert done.returncode == 0, done.stdout + done.stderr

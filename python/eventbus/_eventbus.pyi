@@ -34,6 +34,7 @@ __all__ = [
     "_shutdown",
     "decode",
     "encode",
+    "migrate",
 ]
 
 __version__: str
@@ -275,6 +276,7 @@ class CoreBus:
         correlation_id: str | None = None,
         source: str | None = None,
         metadata: dict[str, Any] | None = None,
+        connection: object = None,
     ) -> None:
         """Publish an event or a plain payload.
 
@@ -298,6 +300,9 @@ class CoreBus:
             correlation_id: Replaces the event's.
             source: Replaces the event's.
             metadata: Replaces the event's.
+            connection: An asyncpg ``Connection`` or a psycopg ``AsyncConnection`` to the database
+                of a Postgres bus: the event is published when the transaction on it commits,
+                and never when that is rolled back.
 
         Raises:
             TopicError: The topic breaks a rule.
@@ -314,11 +319,14 @@ class CoreBus:
         called.
         """
 
-    async def publish_many(self, items: Iterable[tuple[str, object]]) -> None:
+    async def publish_many(
+        self, items: Iterable[tuple[str, object]], *, connection: object = None
+    ) -> None:
         """Publish several events as one transaction: groups store all of them or none.
 
         Args:
             items: Pairs of topic and event or payload; at most 1,000 copies or 8 MiB.
+            connection: As for ``publish``.
 
         Raises:
             TypeError: An item is no pair.
@@ -342,9 +350,11 @@ class CoreBus:
     ) -> None: ...
     def _connect(self) -> Pending[None]: ...
     def _disconnect(self) -> Pending[None]: ...
+    def _heard(self) -> Pending[None]: ...
     def _health(self) -> dict[str, Any]: ...
     def _set_live(self, live: bool) -> None: ...
     def _check_origin(self) -> None: ...
+    def _check_joins(self) -> None: ...
     def _capabilities(self) -> dict[str, Any]: ...
     def _counters(self) -> dict[str, int]: ...
     def _count(self, delivered: int, failed: int, dropped: int, gaps: int) -> None: ...
@@ -494,6 +504,10 @@ class RedisSubscription:
     def close(self) -> Pending[None]: ...
 
 @final
+def migrate(
+    config: dict[str, Any], grant_role: str | None, apply: bool
+) -> Pending[tuple[int, int, str]]: ...
+
 class CoreTransaction:
     """The compiled part of a transaction."""
 
@@ -508,6 +522,10 @@ class CoreTransaction:
     ) -> None: ...
     def delete(self, key: str, if_version: int | None = None) -> None: ...
     def commit(self) -> Publish: ...
+    def statement(self, many: bool = False) -> tuple[str, str]: ...
+    def answered(self, figures: list[int]) -> None: ...
+    def failed(self, code: str, said: str) -> None: ...
+    def settled(self) -> None: ...
     def rollback(self) -> None: ...
     @property
     def versions(self) -> dict[str, int]: ...

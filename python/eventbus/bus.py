@@ -12,7 +12,7 @@ from datetime import datetime
 from types import MappingProxyType, ModuleType, TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar, Unpack, runtime_checkable
 
-from eventbus import dispatch
+from eventbus import dispatch, joined
 from eventbus._eventbus import CoreBus
 from eventbus.config import (
     ConsumeOptions,
@@ -236,9 +236,7 @@ class Bus(CoreBus):
                 await self._disconnect()
         self._enter("closed")
 
-    async def _leave(
-        self, caller: asyncio.Task[Any], around: list[Consumer], limit: float
-    ) -> None:
+    async def _leave(self, caller: asyncio.Task[Any], around: list[Consumer], limit: float) -> None:
         """Disconnect once the handler that closed the bus has ended and is acknowledged."""
         try:
             for consumer in around:
@@ -409,8 +407,8 @@ class Bus(CoreBus):
             raise UnsupportedError("delivery='inline' with since: a replay is always queued")
         if how == "inline" and not self._in_process:
             raise UnsupportedError(
-                "delivery='inline' is for buses in one process; over a server every subscription is "
-                "queued"
+                "delivery='inline' is for buses in one process; over a server every subscription "
+                "is queued"
             )
         if how == "inline":
             call = _converting(handler)
@@ -499,8 +497,11 @@ class Bus(CoreBus):
         Raises:
             QueueFull: The buffer is full; the event was not taken.
             RuntimeError: No event loop is running in this thread.
+            TypeError: ``connection`` was given: its transaction may be over before the publish.
         """
         self._check_origin()
+        if "connection" in options:
+            raise TypeError("publish_nowait() takes no connection; await bus.publish() with it")
         self._outbox.put(topic, event, options)
 
     async def flush(self) -> None:
@@ -665,9 +666,32 @@ class Bus(CoreBus):
 
     # Records and transactions
 
-    def transaction(self) -> Transaction:
-        """Return a transaction: ``async with bus.transaction() as tx:`` commits at its end."""
-        return Transaction(self)
+    def transaction(self, *, connection: object = None) -> Transaction:
+        """Return a transaction: ``async with bus.transaction() as tx:`` commits at its end.
+
+        Args:
+            connection: An asyncpg ``Connection`` or a psycopg ``AsyncConnection`` to the database
+                of a Postgres bus: the block is a transaction on it, or a savepoint inside yours,
+                and what you do there takes effect with the steps or not at all.
+
+        Raises:
+            UnsupportedError: The bus is not over Postgres.
+            TypeError: The connection is of another kind.
+        """
+        return Transaction(self, connection=connection)
+
+    async def _publish_joined(
+        self, connection: object, topic: str, event: object, options: PublishOptions
+    ) -> None:
+        """Publish in the caller's transaction; called by the core."""
+        await joined.publish(self, connection, [(topic, event, options)])
+
+    async def _publish_many_joined(
+        self, connection: object, items: Iterable[tuple[str, object]]
+    ) -> None:
+        """Publish several events in the caller's transaction; called by the core."""
+        pairs = [(topic, event, PublishOptions()) for topic, event in items]
+        await joined.publish(self, connection, pairs, many=True)
 
     async def read(self, key: str) -> Record | None:
         """Return a record, or ``None`` when there is none of this key."""
@@ -729,7 +753,10 @@ class Bus(CoreBus):
                 pause = min(pause + 0.0005, 0.02)
 
     async def _is_idle(self) -> bool:
-        if len(self._outbox) or not all(one.idle for one in self._receivers.values()):
+        if len(self._outbox):
+            return False
+        await self._heard()
+        if not all(one.idle for one in self._receivers.values()):
             return False
         if not self._consumers:
             return True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import traceback
+from contextlib import AbstractAsyncContextManager
 from contextvars import ContextVar
 from datetime import datetime
 from types import TracebackType
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Self, Unpack
 
 from eventbus._eventbus import CoreTransaction
 from eventbus.errors import InvalidArgumentError
+from eventbus.joined import apply, joined
 from eventbus.types import Event, PublishOptions
 
 if TYPE_CHECKING:
@@ -162,13 +164,17 @@ class Delivery:
         """
         await _done(self._core.settle_release())
 
-    def transaction(self) -> Transaction:
+    def transaction(self, *, connection: object = None) -> Transaction:
         """Return a transaction that acknowledges this delivery with its other steps.
 
         Commits when the block ends well; a lost lease or a failed precondition raises and nothing
         of it happens.
+
+        Args:
+            connection: As for ``Bus.transaction``: what you do on it inside the block takes effect
+                with the acknowledgement, exactly once.
         """
-        return Transaction(self._core.bus, self._core)
+        return Transaction(self._core.bus, self._core, connection)
 
     def __repr__(self) -> str:
         """Return group, topic and attempt."""
@@ -186,11 +192,21 @@ class Transaction:
 
     ``async with bus.transaction() as tx:`` commits when the block ends well and drops everything
     when it raises. Nothing is locked while the block runs: preconditions are checked at the commit.
+
+    With a ``connection`` of yours the block is a transaction on it, or a savepoint inside the one
+    that is open: what you do there and the steps of this one take effect together.
     """
 
-    def __init__(self, bus: Bus, delivery: CoreDelivery | None = None) -> None:
+    def __init__(
+        self, bus: Bus, delivery: CoreDelivery | None = None, connection: object = None
+    ) -> None:
         """Begin; made by ``Bus.transaction`` and ``Delivery.transaction``."""
         self._core = CoreTransaction(bus, delivery)
+        self._joined = None
+        self._block: AbstractAsyncContextManager[object] | None = None
+        if connection is not None:
+            bus._check_joins()
+            self._joined = joined(connection)
 
     def publish(self, topic: str, event: object, **options: Unpack[PublishOptions]) -> None:
         """Add a publish; broadcast after the commit. Arguments as for ``Bus.publish``."""
@@ -221,12 +237,19 @@ class Transaction:
     async def commit(self) -> None:
         """Apply every step.
 
+        With a connection it takes effect when the transaction that is open there commits.
+
         Raises:
             LeaseLost: The delivery was taken back; nothing changed.
             VersionConflict: A precondition failed; nothing changed.
             QueueFull: A group is full; nothing changed.
         """
-        await self._core.commit()
+        if self._joined is None:
+            await self._core.commit()
+            return
+        await apply(self._core, self._joined)
+        if self._block is None:
+            self._core.settled()
 
     @property
     def versions(self) -> dict[str, int]:
@@ -234,7 +257,11 @@ class Transaction:
         return self._core.versions
 
     async def __aenter__(self) -> Self:
-        """Return the transaction."""
+        """Begin: with a connection, a transaction on it."""
+        if self._joined is not None:
+            block = self._joined.block()
+            await block.__aenter__()
+            self._block = block
         return self
 
     async def __aexit__(
@@ -242,12 +269,34 @@ class Transaction:
         kind: type[BaseException] | None,
         error: BaseException | None,
         traceback: TracebackType | None,
-    ) -> None:
+    ) -> bool | None:
         """Commit, or drop everything when the block raised."""
+        if kind is not None:
+            self._core.rollback()
+        if self._block is not None:
+            return await self._leave(self._block, kind, error, traceback)
         if kind is None:
             await self.commit()
-        else:
-            self._core.rollback()
+        return None
+
+    async def _leave(
+        self,
+        block: AbstractAsyncContextManager[object],
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> bool | None:
+        """Add the steps to the caller's transaction and end that, or undo it."""
+        if kind is not None:
+            return await block.__aexit__(kind, error, traceback)
+        try:
+            await self.commit()
+        except BaseException as refused:
+            await block.__aexit__(type(refused), refused, refused.__traceback__)
+            raise
+        await block.__aexit__(None, None, None)
+        self._core.settled()
+        return None
 
 
 def _version(value: object) -> int | None:

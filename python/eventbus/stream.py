@@ -40,7 +40,7 @@ class Stream:
         self._text: str = pattern if pattern is not None else topic or ""
         self._is_pattern = pattern is not None
         self._buffer = buffer
-        self._overflow = overflow
+        self._overflow: Overflow = overflow
         self._on_gap = on_gap
         self._since = since
         self._core: CoreSubscription | None = None
@@ -51,12 +51,16 @@ class Stream:
             core = await self._bus._buffered(
                 self._text, self._is_pattern, self._buffer, self._overflow, self._since
             )
-            # Somebody else may have been quicker while the server confirmed.
-            if self._core is not None or self._closed:
-                core.cancel()
-            if self._core is None:
-                self._core = core
-            self._bus._streams.add(self)
+            return self._keep(core)
+        return self._core
+
+    def _keep(self, core: CoreSubscription) -> CoreSubscription:
+        # Somebody else may have been quicker while the server confirmed.
+        if self._core is not None or self._closed:
+            core.cancel()
+        if self._core is None:
+            self._core = core
+        self._bus._streams.add(self)
         return self._core
 
     async def __aenter__(self) -> Self:

@@ -17,7 +17,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use serde::Serialize;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::ring::{Item, Ring};
 use crate::topic::Binding;
 
@@ -53,6 +53,36 @@ pub enum Due {
     After(Duration),
     /// At this time, microseconds since the epoch, by the backend's clock; not broadcast.
     At(i64),
+}
+
+/// A transaction as one statement with one argument, for a connection of the caller's.
+#[derive(Debug, Clone)]
+pub struct Statement {
+    /// The SQL text; `$1` stands for the argument, which is text.
+    pub text: String,
+    /// The argument.
+    pub argument: String,
+}
+
+/// Transactions that take effect with a caller's own, on the caller's connection: prepared here, run
+/// there, and their answer is read here.
+pub trait Joins: Send + Sync {
+    /// Prepares a transaction. The statement returns one row with one array of numbers.
+    ///
+    /// # Errors
+    /// `NotConnected`, `Closed`; what can never be stored.
+    fn statement(&self, transaction: &Transaction) -> Result<Statement>;
+
+    /// Reads what the statement returned.
+    ///
+    /// # Errors
+    /// As for one transaction of [`Backend::commit`]: nothing of it happened then, but the caller's
+    /// transaction goes on.
+    fn answer(&self, transaction: &Transaction, figures: &[i64]) -> Result<Committed>;
+
+    /// Says what a failed statement means, by its SQLSTATE and message; `None` when that is between
+    /// the caller and the server.
+    fn failure(&self, code: &str, said: &str) -> Option<Error>;
 }
 
 /// One message to publish.
@@ -573,6 +603,19 @@ pub trait Backend: Send + Sync + std::fmt::Debug {
         None
     }
 
+    /// Returns what puts transactions of this backend into transactions of the caller's, where the
+    /// backend is a database that callers have connections to.
+    ///
+    /// # Errors
+    /// `Unsupported` where it is none.
+    fn joins(&self) -> Result<&dyn Joins> {
+        Err(Error::Unsupported {
+            operation: "connection=",
+            backend: self.capabilities().name,
+            remedy: "a bus of connect(\"postgresql://…\") joins transactions of its database",
+        })
+    }
+
     /// Reaches the server and gets ready; what lives in this process always is. Idempotent, and
     /// opens again what `close` ended.
     ///
@@ -580,6 +623,14 @@ pub trait Backend: Send + Sync + std::fmt::Debug {
     /// `Connect` or `Timeout` when the server cannot be reached or refuses; `Config` when it can
     /// not be used as configured.
     async fn connect(&self) -> Result<()> {
+        Ok(())
+    }
+
+    /// Waits until the listeners of this process have what was published before the call.
+    ///
+    /// # Errors
+    /// `Timeout` or `Connect` when the server does not answer.
+    async fn heard(&self) -> Result<()> {
         Ok(())
     }
 

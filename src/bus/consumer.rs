@@ -23,6 +23,9 @@ use crate::error::{Error, Result};
 use crate::retry::RetryPolicy;
 use crate::topic::Binding;
 
+/// How long a settlement waits for company at most.
+const LINGER: Duration = Duration::from_millis(1);
+
 /// How a consumer claims.
 #[derive(Debug, Clone)]
 pub struct ConsumeOptions {
@@ -72,8 +75,10 @@ struct State {
     lost_wakers: Vec<Waker>,
     /// Wakes who waits for something to be claimed.
     ready_wakers: Vec<Waker>,
-    /// Settlements under way.
+    /// Settlements under way, those that wait for company included.
     settling: usize,
+    /// Settlements that wait for company.
+    lingering: Vec<(Lease, Outcome)>,
     /// Why the task that claims ahead has ended.
     failure: Option<Error>,
     closed: bool,
@@ -171,7 +176,7 @@ impl Consumer {
             if state.closed {
                 return Err(Error::Closed { what: "consumer" });
             }
-            self.options.concurrency.saturating_sub(state.held.len())
+            self.free(&state)
         };
         if free == 0 {
             return Ok(0);
@@ -193,6 +198,12 @@ impl Consumer {
         let release = |lease| Transaction { ops: vec![Op::Settle(lease, Outcome::Release)] };
         drop(self.bus.backend.commit(late.into_iter().map(release).collect()).await);
         Err(Error::Closed { what: "consumer" })
+    }
+
+    /// Returns how many more may be claimed. What is handled and was not sent yet counts, or a crash
+    /// would repeat more than there are slots.
+    fn free(&self, state: &State) -> usize {
+        self.options.concurrency.saturating_sub(state.held.len() + state.lingering.len())
     }
 
     /// Takes claimed deliveries in hand; returns the leases of those that came after the stop.
@@ -259,7 +270,7 @@ impl Consumer {
         loop {
             {
                 let state = self.state.lock();
-                let free = self.options.concurrency.saturating_sub(state.held.len());
+                let free = self.free(&state);
                 let asked = state.ready.is_empty() && !state.ready_wakers.is_empty();
                 let ahead = self.options.ahead
                     && (state.ready.is_empty() || free * 2 >= self.options.concurrency);
@@ -286,43 +297,68 @@ impl Consumer {
 
     /// Settles deliveries in the background, each on its own; [`Consumer::stop`] waits for it. One
     /// that comes too late is reported by [`Consumer::lost`].
+    ///
+    /// A few wait up to [`LINGER`] for company, as long as most slots are free: a request per
+    /// delivery costs a server more than the settlement does.
     pub fn settle_later(self: &Arc<Self>, tokens: &[Token], outcome: &Outcome) {
         let mut state = self.state.lock();
-        let leases: Vec<Lease> = tokens
-            .iter()
-            .filter_map(|token| state.held.remove(token).map(|held| held.lease))
-            .collect();
-        state.settling += leases.len();
+        let alone = state.lingering.is_empty();
+        let before = state.settling;
+        for token in tokens {
+            if let Some(held) = state.held.remove(token) {
+                state.lingering.push((held.lease, outcome.clone()));
+                state.settling += 1;
+            }
+        }
         let idle = state.ready.is_empty();
+        let added = state.settling - before;
+        let is_full = state.lingering.len() * 4 >= self.options.concurrency || state.closed;
         drop(state);
-        if idle || leases.len() > 1 {
+        if idle || added > 1 {
             self.freed.notify_one();
         }
-        if leases.is_empty() {
+        if added == 0 {
             return;
         }
-        let settle =
-            |lease: &Lease| Transaction { ops: vec![Op::Settle(lease.clone(), outcome.clone())] };
-        let batch: Vec<_> = leases.iter().map(settle).collect();
         let consumer = Arc::clone(self);
-        self.bus.tasks.spawn(async move {
-            let results = consumer.bus.backend.commit(batch).await;
-            let failed = leases.iter().zip(results).filter(|(_, result)| result.is_err());
-            let late: Vec<Token> = failed.map(|(lease, _)| lease.token).collect();
-            consumer.bus.counters.leases_lost.add(late.len() as u64);
-            let mut state = consumer.state.lock();
-            state.settling -= leases.len();
-            state.lost.extend(late);
-            let wakers = if state.lost.is_empty() {
-                Vec::new()
-            } else {
-                std::mem::take(&mut state.lost_wakers)
-            };
-            drop(state);
-            wakers.into_iter().for_each(Waker::wake);
-            consumer.settled.notify_waiters();
-            consumer.freed.notify_one();
-        });
+        if is_full {
+            self.bus.tasks.spawn(async move { consumer.settle_lingering().await });
+        } else if alone {
+            self.bus.tasks.spawn(async move {
+                tokio::select! {
+                    () = consumer.stopped.cancelled() => {}
+                    () = tokio::time::sleep(LINGER) => {}
+                }
+                consumer.settle_lingering().await;
+            });
+        }
+    }
+
+    /// Sends the settlements that wait for company.
+    async fn settle_lingering(&self) {
+        let lingering = std::mem::take(&mut self.state.lock().lingering);
+        if lingering.is_empty() {
+            return;
+        }
+        let (tokens, batch): (Vec<Token>, Vec<Transaction>) = lingering
+            .into_iter()
+            .map(|(lease, outcome)| {
+                (lease.token, Transaction { ops: vec![Op::Settle(lease, outcome)] })
+            })
+            .unzip();
+        let results = self.bus.backend.commit(batch).await;
+        let failed = tokens.iter().zip(results).filter(|(_, result)| result.is_err());
+        let late: Vec<Token> = failed.map(|(token, _)| *token).collect();
+        self.bus.counters.leases_lost.add(late.len() as u64);
+        let mut state = self.state.lock();
+        state.settling -= tokens.len();
+        state.lost.extend(late);
+        let wakers =
+            if state.lost.is_empty() { Vec::new() } else { std::mem::take(&mut state.lost_wakers) };
+        drop(state);
+        wakers.into_iter().for_each(Waker::wake);
+        self.settled.notify_waiters();
+        self.freed.notify_one();
     }
 
     /// Waits until no settlement is under way.

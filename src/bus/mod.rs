@@ -8,7 +8,8 @@ use std::sync::Arc;
 pub use consumer::{ConsumeOptions, Consumer};
 
 use crate::backend::memory::MemoryBackend;
-use crate::backend::postgres::PostgresBackend;
+pub use crate::backend::postgres::Migration;
+use crate::backend::postgres::{self, PostgresBackend};
 use crate::backend::redis::RedisBackend;
 pub use crate::backend::redis::{RedisClient, Reply};
 use crate::backend::{Backend, Committed, Transaction};
@@ -52,6 +53,18 @@ pub fn open_memory(config: MemoryConfig, clock: Arc<dyn Clock>) -> Result<Arc<dy
 /// `Config` listing every problem of the configuration.
 pub fn open_postgres(config: PostgresConfig) -> Result<Arc<dyn Backend>> {
     Ok(Arc::new(PostgresBackend::new(config)?))
+}
+
+/// Brings the schema of a Postgres bus up to date; see [`postgres::migrate`].
+///
+/// # Errors
+/// As there.
+pub async fn migrate_postgres(
+    config: &PostgresConfig,
+    grant_role: Option<&str>,
+    apply: bool,
+) -> Result<Migration> {
+    postgres::migrate(config, grant_role, apply).await
 }
 
 /// Returns the time and identity for a JSON message that has none.

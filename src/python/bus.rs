@@ -290,6 +290,16 @@ impl CoreBus {
         }))
     }
 
+    /// Waits until the listeners have what was published before.
+    fn _heard(&self) -> PyResult<Pending> {
+        let shared = Arc::clone(self.shared());
+        shared.origin.check()?;
+        Ok(Pending::new(move |_py| {
+            let backend = Arc::clone(shared.bus.backend());
+            Ok(Pending::run(async move { backend.heard().await }, |py, ()| Ok(py.None())))
+        }))
+    }
+
     /// Leaves the server; a backend in this process stays, others may share it.
     fn _disconnect(&self) -> PyResult<Pending> {
         let shared = Arc::clone(self.shared());
@@ -318,6 +328,12 @@ impl CoreBus {
 
     fn _check_origin(&self) -> PyResult<()> {
         Ok(self.shared().origin.check()?)
+    }
+
+    /// Refuses transactions of the caller's where the backend is no database.
+    fn _check_joins(&self) -> PyResult<()> {
+        self.shared().bus.backend().joins()?;
+        Ok(())
     }
 
     /// Returns what the backend can do.
@@ -379,6 +395,9 @@ impl CoreBus {
     ///     correlation_id: Replaces the event's.
     ///     source: Replaces the event's.
     ///     metadata: Replaces the event's.
+    ///     connection: An asyncpg ``Connection`` or a psycopg ``AsyncConnection`` to the database of
+    ///         a Postgres bus: the event is published when the caller's transaction on it commits,
+    ///         and never when that is rolled back.
     ///
     /// Raises:
     ///     TopicError: The topic breaks a rule.
@@ -396,11 +415,12 @@ impl CoreBus {
     #[pyo3(
         signature = (
             topic, event, *, key=None, delay=None, at=None, priority=None, dedup_id=None,
-            unique=None, expires_after=None, correlation_id=None, source=None, metadata=None
+            unique=None, expires_after=None, correlation_id=None, source=None, metadata=None,
+            connection=None
         ),
         text_signature = "($self, topic, event, *, key=None, delay=None, at=None, priority=0, \
                           dedup_id=None, unique=None, expires_after=None, correlation_id=None, \
-                          source=None, metadata=None)"
+                          source=None, metadata=None, connection=None)"
     )]
     #[allow(clippy::too_many_arguments)] // the public signature; a dict would cost a tuple per call
     fn publish<'py>(
@@ -417,8 +437,9 @@ impl CoreBus {
         correlation_id: Option<Bound<'py, PyAny>>,
         source: Option<Bound<'py, PyAny>>,
         metadata: Option<Bound<'py, PyAny>>,
-    ) -> Publish {
-        let (topic, event) = (topic.unbind(), event.unbind());
+        connection: Option<Bound<'py, PyAny>>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let py = slf.py();
         let given = [
             key,
             delay,
@@ -431,11 +452,17 @@ impl CoreBus {
             source,
             metadata,
         ];
+        if let Some(connection) = connection {
+            let options = options::RawOptions::to_dict(py, given)?;
+            let name = intern!(py, "_publish_joined");
+            return python_code(|| slf.call_method1(name, (connection, topic, event, options)));
+        }
+        let (topic, event) = (topic.unbind(), event.unbind());
         if given.iter().all(Option::is_none) {
-            return Publish::one(slf.unbind(), topic, event);
+            return Ok(Bound::new(py, Publish::one(slf.unbind(), topic, event))?.into_any());
         }
         let raw = options::RawOptions::from_values(given);
-        Publish::prepare(
+        let publish = Publish::prepare(
             slf.unbind(),
             Box::new(move |py, bus| {
                 let options = raw.parse(py)?;
@@ -449,21 +476,33 @@ impl CoreBus {
                 )?;
                 Ok(prepared)
             }),
-        )
+        );
+        Ok(Bound::new(py, publish)?.into_any())
     }
 
     /// Publish several events as one transaction: groups store all of them or none.
     ///
     /// Args:
     ///     items: Pairs of topic and event or payload; at most 1,000 copies or 8 MiB.
+    ///     connection: As for ``publish``.
     ///
     /// Raises:
     ///     TypeError: An item is no pair.
     ///     PayloadTooLarge: There are more; split them.
     ///
     /// Everything else as for ``publish``.
-    fn publish_many(slf: Bound<'_, Self>, items: Py<PyAny>) -> Publish {
-        Publish::prepare(
+    #[pyo3(signature = (items, *, connection=None))]
+    fn publish_many<'py>(
+        slf: Bound<'py, Self>,
+        items: Py<PyAny>,
+        connection: Option<Bound<'py, PyAny>>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let py = slf.py();
+        if let Some(connection) = connection {
+            let name = intern!(py, "_publish_many_joined");
+            return python_code(|| slf.call_method1(name, (connection, items)));
+        }
+        let publish = Publish::prepare(
             slf.unbind(),
             Box::new(move |py, bus| {
                 let mut prepared = Prepared::default();
@@ -479,7 +518,8 @@ impl CoreBus {
                 options::check_batch(&prepared.ops)?;
                 Ok(prepared)
             }),
-        )
+        );
+        Ok(Bound::new(py, publish)?.into_any())
     }
 
     /// Adds a subscription whose handler runs in the publisher's task; returns its number.

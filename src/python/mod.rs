@@ -9,6 +9,7 @@ mod hub;
 mod invoke;
 mod lazy;
 mod mailbox;
+mod migration;
 mod options;
 mod publish;
 mod redis_client;
@@ -35,6 +36,8 @@ mod _eventbus {
     use super::invoke::Invoke;
     #[pymodule_export]
     use super::mailbox::Pending;
+    #[pymodule_export]
+    use super::migration::migrate;
     #[pymodule_export]
     use super::publish::Publish;
     #[pymodule_export]

@@ -98,6 +98,20 @@ impl RawOptions {
         }
     }
 
+    /// Returns the values in the order of `NAMES` as keyword arguments.
+    pub(crate) fn to_dict<'py>(
+        py: Python<'py>,
+        given: [Option<Bound<'py, PyAny>>; 10],
+    ) -> PyResult<Bound<'py, PyDict>> {
+        let options = PyDict::new(py);
+        for (name, value) in Self::NAMES.iter().zip(given) {
+            if let Some(value) = value {
+                options.set_item(name, value)?;
+            }
+        }
+        Ok(options)
+    }
+
     pub(crate) fn from_dict(options: &Bound<'_, PyDict>) -> PyResult<Self> {
         let mut given = [const { None }; 10];
         for (name, value) in options {

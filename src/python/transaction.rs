@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use parking_lot::Mutex;
+use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
@@ -11,7 +12,8 @@ use super::consumer::CoreDelivery;
 use super::convert;
 use super::options::{self, RawOptions};
 use super::publish::{Prepared, Publish};
-use crate::backend::{Op, Outcome};
+use super::runtime::python_code;
+use crate::backend::{Op, Outcome, Transaction};
 use crate::error::Error;
 
 /// Steps that are committed together or not at all.
@@ -20,9 +22,14 @@ pub(crate) struct CoreTransaction {
     bus: Py<CoreBus>,
     delivery: Option<Py<CoreDelivery>>,
     prepared: Mutex<Option<Prepared>>,
+    /// What was given to a connection of the caller's, with the topics of delayed messages.
+    joined: Mutex<Option<(Transaction, Delayed)>>,
     keys: Mutex<Vec<Arc<str>>>,
     versions: Arc<Mutex<Vec<u64>>>,
 }
+
+/// Topics of delayed messages by publish index.
+type Delayed = Vec<(usize, Py<PyAny>)>;
 
 impl CoreTransaction {
     fn with<T>(&self, work: impl FnOnce(&mut Prepared) -> PyResult<T>) -> PyResult<T> {
@@ -35,6 +42,18 @@ impl CoreTransaction {
         *self.prepared.lock() = Some(prepared);
         result
     }
+
+    /// Takes the steps, with the acknowledgement of the delivery before them.
+    fn take(&self, py: Python<'_>) -> PyResult<Prepared> {
+        let taken = self.prepared.lock().take();
+        let mut prepared = taken.ok_or(Error::Closed { what: "transaction" })?;
+        if let Some(delivery) = &self.delivery {
+            let (consumer, claimed) = delivery.bind(py).get().parts();
+            let ack = consumer.settlement(claimed.lease.token, Outcome::Ack)?;
+            prepared.ops.insert(0, ack);
+        }
+        Ok(prepared)
+    }
 }
 
 #[pymethods]
@@ -46,6 +65,7 @@ impl CoreTransaction {
             bus,
             delivery,
             prepared: Mutex::new(Some(Prepared::default())),
+            joined: Mutex::default(),
             keys: Mutex::default(),
             versions: Arc::default(),
         }
@@ -104,16 +124,9 @@ impl CoreTransaction {
 
     /// Commits, settling the delivery first; then broadcasts what was published.
     fn commit(&self, py: Python<'_>) -> PyResult<Publish> {
-        let Some(mut prepared) = self.prepared.lock().take() else {
-            return Err(Error::Closed { what: "transaction" }.into());
-        };
+        let mut prepared = self.take(py)?;
         let versions = Arc::clone(&self.versions);
         let delivery = self.delivery.as_ref().map(|delivery| delivery.clone_ref(py));
-        if let Some(delivery) = &delivery {
-            let (consumer, claimed) = delivery.bind(py).get().parts();
-            let ack = consumer.settlement(claimed.lease.token, Outcome::Ack)?;
-            prepared.ops.insert(0, ack);
-        }
         prepared.committed = Some(Box::new(move |committed| {
             *versions.lock() = committed.versions.clone();
             if let Some(delivery) = &delivery {
@@ -128,6 +141,53 @@ impl CoreTransaction {
                 taken.ok_or_else(|| Error::Closed { what: "transaction" }.into())
             }),
         ))
+    }
+
+    /// Returns the steps as SQL text and its one argument, for a connection of the caller's.
+    /// `many`: as for `publish_many`, whose size is limited.
+    #[pyo3(signature = (many=false))]
+    fn statement(&self, py: Python<'_>, many: bool) -> PyResult<(String, String)> {
+        let bus = self.bus.bind(py);
+        let shared = bus.get().ready(bus, "publish")?;
+        let joins = shared.bus.backend().joins()?;
+        let prepared = self.take(py)?;
+        let transaction = Transaction { ops: prepared.ops };
+        if many {
+            options::check_batch(&transaction.ops)?;
+        }
+        let statement = joins.statement(&transaction)?;
+        *self.joined.lock() = Some((transaction, prepared.delayed));
+        Ok((statement.text, statement.argument))
+    }
+
+    /// Reads what the statement returned; raises what it refused.
+    fn answered(&self, py: Python<'_>, figures: Vec<i64>) -> PyResult<()> {
+        let Some((transaction, delayed)) = self.joined.lock().take() else {
+            return Err(Error::Closed { what: "transaction" }.into());
+        };
+        let bus = self.bus.bind(py);
+        let joins = bus.get().shared().bus.backend().joins()?;
+        let done = joins.answer(&transaction, &figures)?;
+        *self.versions.lock() = done.versions;
+        for (index, topic) in delayed {
+            if done.published.get(index).is_some_and(|one| one.queues == 0 && !one.duplicate) {
+                python_code(|| bus.call_method1(intern!(py, "_delayed_dropped"), (topic,)))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Raises what a failed statement means; returns when that is between caller and server.
+    fn failed(&self, py: Python<'_>, code: &str, said: &str) -> PyResult<()> {
+        let joins = self.bus.bind(py).get().shared().bus.backend().joins()?;
+        joins.failure(code, said).map_or(Ok(()), |error| Err(error.into()))
+    }
+
+    /// Takes the delivery out of hand: the caller's transaction acknowledged it.
+    fn settled(&self) {
+        if let Some(delivery) = &self.delivery {
+            delivery.get().mark_settled();
+        }
     }
 
     /// Drops every step.

@@ -44,6 +44,12 @@ async fn eventually(what: &str, mut holds: impl AsyncFnMut() -> bool) {
     }
 }
 
+/// Waits until notifications arrive again.
+async fn hears(case: &Case<'_>) {
+    let live = async || case.bus.health().state == ConnectionState::Live;
+    eventually("it never hears again", live).await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_killed_server_loses_nothing_acknowledged_and_listeners_get_a_gap() {
     let server = Server::with("");
@@ -88,6 +94,8 @@ async fn a_killed_server_loses_nothing_acknowledged_and_listeners_get_a_gap() {
     handled.extend(rest);
     let lost: Vec<_> = accepted.iter().filter(|id| !handled.contains(*id)).collect();
     assert!(lost.is_empty(), "{} of {} lost", lost.len(), accepted.len());
+    // Only who listens again hears it: commits may be back before.
+    hears(&case).await;
     case.publish(case.message("t", "last")).await;
     assert!(until(&*listener, b"last").await.1, "no gap");
     let health = case.bus.health();
@@ -242,6 +250,7 @@ async fn a_silent_listening_connection_is_noticed_by_its_heartbeat() {
     signal("-STOP");
     eventually("not noticed", async || case.bus.health().reconnects > 0).await;
     signal("-CONT");
+    hears(&case).await;
     case.publish(case.message("t", "last")).await;
     assert!(until(&*listener, b"last").await.1, "no gap");
 }

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::future::poll_fn;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use ahash::RandomState;
@@ -42,6 +42,9 @@ pub(super) enum Hearing {
     /// Never: a transaction pooler stands between.
     Pooled,
 }
+
+/// Whether a reconnect is still to be announced to the subscriptions.
+struct Hole(AtomicBool);
 
 /// The listener of one backend.
 #[derive(Debug)]
@@ -90,22 +93,30 @@ impl Ear {
             Ok(opened) => opened,
             Err(error) => return error.to_string(),
         };
-        if again {
-            // What was missed lies between what was heard before and what is heard from here on.
-            self.feeds.gap(Gap { cause: GapCause::Reconnect, count: None });
-        }
+        let hole = Hole(AtomicBool::new(again));
         tokio::select! {
-            ended = self.drive(wire) => ended,
-            ended = self.attend(Arc::new(client), again) => ended,
+            ended = self.drive(wire, &hole) => ended,
+            ended = self.attend(Arc::new(client), again, &hole) => ended,
+        }
+    }
+
+    /// Announces the hole of a reconnect once: when everything is heard again, but before the first
+    /// thing that is. Earlier, what is published between the announcement and the LISTEN would be
+    /// missed by those who looked after themselves at the announcement.
+    fn announce(&self, hole: &Hole) {
+        if hole.0.swap(false, Ordering::Relaxed) {
+            self.feeds.gap(Gap { cause: GapCause::Reconnect, count: None });
         }
     }
 
     /// Polls the connection and does what notifications say.
-    async fn drive(&self, mut wire: Wire) -> String {
+    async fn drive(&self, mut wire: Wire, hole: &Hole) -> String {
         loop {
             match poll_fn(|context| wire.poll_message(context)).await {
                 Some(Ok(AsyncMessage::Notification(notification))) => {
                     if notification.channel() == self.link.schema.channel() {
+                        // That it arrives proves that the LISTEN holds.
+                        self.announce(hole);
                         self.notice(notification.payload()).await;
                     }
                 }
@@ -117,9 +128,9 @@ impl Ear {
     }
 
     /// Starts listening, and proves again and again that it goes on.
-    async fn attend(&self, client: Arc<Client>, again: bool) -> String {
+    async fn attend(&self, client: Arc<Client>, again: bool, hole: &Hole) -> String {
         match timeout(self.connect_timeout, self.listen(&client)).await {
-            Ok(Ok(())) => {}
+            Ok(Ok(())) => self.announce(hole),
             Ok(Err(error)) => return fault::text(&error),
             Err(_) => return format!("no answer to LISTEN within {:?}", self.connect_timeout),
         }

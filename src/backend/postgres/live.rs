@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use tokio::sync::watch;
+use tokio_postgres::Client;
 use tokio_util::sync::CancellationToken;
 
 use super::calls::{AILMENTS, MAINTAIN, TRIM_KEPT, column};
@@ -16,7 +17,7 @@ use super::link::Link;
 use super::pool::Pool;
 use super::registry::{Cache, Registry};
 use super::schema::Schema;
-use super::session::{Argument, Session};
+use super::session::Argument;
 use super::step::signed;
 use super::wake::Wakes;
 use super::{fault, kept, micros};
@@ -46,6 +47,9 @@ pub(super) struct Live {
     pub(super) hollow: Hollow,
     pub(super) sweep: Duration,
     pub(super) dead_retention: i64,
+    /// Which bus this is, as its schema says.
+    pub(super) identity: String,
+    pub(super) dedup_window: i64,
     pub(super) max_dead: i64,
     max_tombstones: i64,
     published: Arc<AtomicI64>,
@@ -67,8 +71,11 @@ impl Live {
 
     async fn start(config: &PostgresConfig, link: &Arc<Link>) -> Result<Arc<Self>> {
         let session = link.open().await?;
-        examine(link, &session).await?;
+        let (server, warnings) = examine(&link.connector, session.client()).await?;
+        *link.server.lock() = server;
+        *link.warnings.lock() = warnings;
         link.schema.prepare(session.client(), config.migrate).await?;
+        let identity = link.schema.identity(session.client()).await?;
         let pool = Arc::new(Pool::new(Arc::clone(link), config.pool_size));
         let registry = Arc::new(Cache::default());
         let feeds = Arc::new(Feeds::default());
@@ -123,6 +130,8 @@ impl Live {
             hollow: Hollow::default(),
             sweep: config.sweep,
             dead_retention: micros(config.dead_retention),
+            identity,
+            dedup_window: micros(config.dedup_window),
             max_dead: signed(config.max_dead),
             max_tombstones: signed(config.max_tombstones),
             published,
@@ -246,22 +255,24 @@ impl Live {
     }
 }
 
-/// Looks at the server: what it is, and what an operator should know.
-async fn examine(link: &Link, session: &Session) -> Result<()> {
+/// Looks at the server: returns what it is, and what an operator should know.
+pub(super) async fn examine(
+    connector: &Connector,
+    client: &Client,
+) -> Result<(String, Vec<String>)> {
     const TEXT: &str = "select current_setting('server_version'), \
          current_setting('server_version_num')::integer >= 130000, \
          current_setting('server_encoding'), current_setting('fsync'), \
          current_setting('synchronous_commit'), current_setting('full_page_writes'), \
          pg_is_in_recovery()";
-    let answers = session.client().simple_query(TEXT).await;
-    let answers = answers.map_err(|error| link.connector.failed(&fault::text(&error)))?;
+    let answers = client.simple_query(TEXT).await;
+    let answers = answers.map_err(|error| connector.failed(&fault::text(&error)))?;
     let row = answers.iter().find_map(|answer| match answer {
         tokio_postgres::SimpleQueryMessage::Row(row) => Some(row),
         _ => None,
     });
-    let Some(row) = row else { return Ok(()) };
+    let Some(row) = row else { return Ok(Default::default()) };
     let value = |index: usize| row.get(index).unwrap_or_default();
-    *link.server.lock() = format!("PostgreSQL {}", value(0));
     let mut problems = Vec::new();
     if value(1) != "t" {
         problems.push(format!("PostgreSQL {} is too old; 13 or newer is needed", value(0)));
@@ -293,6 +304,5 @@ async fn examine(link: &Link, session: &Session) -> Result<()> {
                 .into(),
         );
     }
-    *link.warnings.lock() = warnings;
-    Ok(())
+    Ok((format!("PostgreSQL {}", value(0)), warnings))
 }

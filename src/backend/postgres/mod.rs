@@ -2,9 +2,10 @@
 //!
 //! - `sql/`: tables and functions; settle, publish, claim and commit are functions there, so that
 //!   every client in every language runs the same ones, inside its own transactions if it likes
-//! - `schema`: the version of the schema; `calls`: its functions as this client calls them
+//! - `schema`, `migration`: the version of the schema; `calls`: its functions as this client calls them
 //! - `connect`, `session`, `pool`, `link`: connections; `fault`: what their errors mean
 //! - `parcel`, `step`, `send`, `answers`, `committer`: the write path, in batches
+//! - `joined`: transactions on a connection of the caller's
 //! - `kept`: broadcasts kept for replay; `ear`, `wire`: notifications; `wake`, `hollow`: who waits
 //! - `registry`: what is bound to what; `claims`, `operate`, `records`: everything else
 //! - `live`: an open backend
@@ -17,9 +18,11 @@ mod connect;
 mod ear;
 mod fault;
 mod hollow;
+mod joined;
 mod kept;
 mod link;
 mod live;
+mod migration;
 mod operate;
 mod parcel;
 mod pool;
@@ -39,6 +42,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use parking_lot::RwLock;
 
+pub use self::migration::{Migration, migrate};
+
 use self::connect::Connector;
 use self::ear::Hearing;
 use self::live::Live;
@@ -46,7 +51,7 @@ use self::operate::storable;
 use super::replay;
 use super::{
     Backend, Capabilities, ClaimRequest, Committed, ConnectionState, DeadLetter, Delivery,
-    GroupSpec, Health, Inspection, Lease, ListenRequest, Listener, MessageAction, MessageId,
+    GroupSpec, Health, Inspection, Joins, Lease, ListenRequest, Listener, MessageAction, MessageId,
     MessageInfo, Op, Record, Transaction,
 };
 use crate::config::PostgresConfig;
@@ -160,6 +165,10 @@ impl Backend for PostgresBackend {
         &self.capabilities
     }
 
+    fn joins(&self) -> Result<&dyn Joins> {
+        Ok(self)
+    }
+
     async fn connect(&self) -> Result<()> {
         let _turn = self.turn.lock().await;
         if matches!(&*self.phase.read(), Phase::Open(_)) {
@@ -168,6 +177,19 @@ impl Backend for PostgresBackend {
         let live = Live::open(&self.config, self.connector.clone()).await?;
         *self.phase.write() = Phase::Open(live);
         Ok(())
+    }
+
+    async fn heard(&self) -> Result<()> {
+        let live = self.live()?;
+        let Hearing::Live(client) = live.hearing.borrow().clone() else { return Ok(()) };
+        // Notifications that were pending arrive before the end of any answer.
+        let after = live.link.op_timeout;
+        match tokio::time::timeout(after, client.simple_query("select 1")).await {
+            Ok(answer) => {
+                answer.map(|_| ()).map_err(|error| live.link.connector.failed(&fault::text(&error)))
+            }
+            Err(_) => Err(Error::Timeout { operation: "heard", after, outcome_unknown: false }),
+        }
     }
 
     fn has_queue(&self, topic: &str) -> bool {

@@ -9,9 +9,8 @@ use ahash::RandomState;
 use uuid::Uuid;
 
 use super::answers::Answers;
-use super::micros;
 use super::registry::{Registry, Target};
-use super::step::{Step, due, heard, lost, settle, signed, weight};
+use super::step::{self, Step, heard, lost, record, settle, weight};
 use super::wire::{self, Packer};
 use crate::backend::{Accepted, Committed, Lease, Message, Op, Outcome, Token, Transaction};
 use crate::error::{Error, Result};
@@ -229,20 +228,10 @@ impl<'a> Parcel<'a> {
                     self.tokens.insert(lease.token);
                     settle(lease, outcome, registry.id(&lease.group))
                 }
-                Op::Put { key, value, if_version, ttl } => Step {
-                    kind: 2,
-                    name: Some(key),
-                    body: Some(value),
-                    number: if_version.map(signed),
-                    ttl: ttl.map(micros),
-                    ..Step::default()
-                },
-                Op::Delete { key, if_version } => Step {
-                    kind: 3,
-                    name: Some(key),
-                    number: if_version.map(signed),
-                    ..Step::default()
-                },
+                Op::Put { key, value, if_version, ttl } => {
+                    record(key, Some(value), *if_version, *ttl)
+                }
+                Op::Delete { key, if_version } => record(key, None, *if_version, None),
             };
             self.ops.push(op);
             self.steps.push(Step { tx, ..step });
@@ -270,36 +259,9 @@ impl<'a> Parcel<'a> {
         let first = i32::try_from(self.targets.len() + 1).unwrap_or(i32::MAX);
         let count = i32::try_from(targets.len()).unwrap_or(i32::MAX);
         self.targets.extend(targets);
-        let mut large = None;
-        if heard(message) {
-            if wire::fits(&message.topic, &message.body) {
-                self.packer.inline(&message.topic, &message.body);
-            } else {
-                let id = Uuid::new_v4();
-                large = Some(id);
-                self.packer.stored(&message.topic, id);
-            }
-        }
-        let (after, due) = due(message);
-        Step {
-            kind: 0,
-            id: Some(Uuid::from_bytes(message.id)),
-            name: Some(&message.topic),
-            body: Some(&message.body),
-            key: message.key.as_deref(),
-            unique: message.unique.as_deref(),
-            dedup: message.dedup_id.as_deref(),
-            priority: Some(message.priority),
-            after,
-            due,
-            ttl: message.expires_after.map(micros),
-            first,
-            count,
-            notify: self.packer.take(),
-            large,
-            event: (self.keeps && heard(message)).then(|| Uuid::from_bytes(message.event)),
-            ..Step::default()
-        }
+        let step = step::publish(message, &mut self.packer);
+        let event = step.event.filter(|_| self.keeps);
+        Step { first, count, event, ..step }
     }
 
     /// Turns the server's answer into one result per transaction.

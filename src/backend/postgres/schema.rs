@@ -1,6 +1,7 @@
 //! The schema: its SQL text, its version, and how it is brought up to date.
 
 use tokio_postgres::Client;
+use tokio_postgres::error::SqlState;
 
 use super::fault;
 use crate::error::{Error, Result};
@@ -10,11 +11,15 @@ const MIGRATIONS: &[&[&str]] = &[&[
     include_str!("sql/v1/tables.sql"),
     include_str!("sql/v1/parts.sql"),
     include_str!("sql/v1/commit.sql"),
+    include_str!("sql/v1/joined.sql"),
     include_str!("sql/v1/claim.sql"),
     include_str!("sql/v1/groups.sql"),
     include_str!("sql/v1/care.sql"),
     include_str!("sql/v1/kept.sql"),
 ]];
+
+/// The version that this build makes and needs.
+pub(super) const KNOWN: usize = MIGRATIONS.len();
 
 /// The name of the bus's schema. This is the one place where it enters SQL text: validated, quoted.
 #[derive(Debug, Clone)]
@@ -40,25 +45,61 @@ impl Schema {
 
     /// Creates or updates the schema, or only checks its version.
     pub(super) async fn prepare(&self, client: &Client, migrate: bool) -> Result<()> {
-        let known = MIGRATIONS.len();
-        let found = self.version(client).await.map_err(|error| unusable(&error))?;
-        if found == known {
+        let found = self.found(client).await?;
+        if found == KNOWN {
             return Ok(());
-        }
-        if found > known {
-            return Err(refused(format!(
-                "schema {:?} is at version {found}, this build knows {known}; upgrade it",
-                self.name
-            )));
         }
         if !migrate {
             return Err(refused(format!(
-                "schema {:?} is at version {found}, this build needs {known}; connect once with \
-                 migrate=true as a role that may create it",
-                self.name
+                "schema {:?} {}, this build needs version {KNOWN}; run `eventbus migrate`, or \
+                 connect once with migrate=true, as a role that may create it",
+                self.name,
+                if found == 0 { "is missing".to_owned() } else { format!("is at version {found}") },
             )));
         }
         self.migrate(client).await.map_err(|error| unusable(&error))
+    }
+
+    /// Returns the version that is there, 0 when there is none.
+    ///
+    /// # Errors
+    /// `Config` for one that this build does not know.
+    pub(super) async fn found(&self, client: &Client) -> Result<usize> {
+        let found = self.version(client).await.map_err(|error| unusable(&error))?;
+        if found > KNOWN {
+            return Err(refused(format!(
+                "schema {:?} is at version {found}, this build knows {KNOWN}: it is too old for \
+                 it; install a newer eventbus",
+                self.name
+            )));
+        }
+        Ok(found)
+    }
+
+    /// Returns the statements that bring a version up to date, as one script.
+    pub(super) fn script(&self, found: usize) -> String {
+        if found == KNOWN {
+            return String::new();
+        }
+        let mut script = self.begin().replace("; ", ";\n");
+        script.push_str(";\n");
+        for (index, files) in MIGRATIONS.iter().enumerate().skip(found) {
+            files.iter().for_each(|text| script.push_str(text));
+            script.push_str(&note(index + 1));
+            script.push_str(";\n");
+        }
+        script.push_str("commit;\n");
+        script
+    }
+
+    /// Returns the statements that let a role use the bus without rights to change the schema.
+    pub(super) fn grants(&self, role: &str) -> String {
+        let role = format!("\"{}\"", role.replace('"', "\"\""));
+        self.sql(&format!(
+            "grant usage on schema @schema@ to {role};\n\
+             grant select, insert, update, delete on all tables in schema @schema@ to {role};\n\
+             grant usage on all sequences in schema @schema@ to {role};\n"
+        ))
     }
 
     async fn version(&self, client: &Client) -> Result<usize, tokio_postgres::Error> {
@@ -71,10 +112,17 @@ impl Schema {
         Ok(found.and_then(|text| text.parse().ok()).unwrap_or(0))
     }
 
-    /// One transaction under a lock that ends with it: of many clients that start, one migrates.
-    async fn migrate(&self, client: &Client) -> Result<(), tokio_postgres::Error> {
+    /// Returns which bus the schema holds.
+    pub(super) async fn identity(&self, client: &Client) -> Result<String> {
+        let text = self.sql("select id::text from @schema@.identity");
+        let found = first_text(client, &text).await.map_err(|error| unusable(&error))?;
+        found.ok_or_else(|| refused(format!("schema {:?} does not say which bus it is", self.name)))
+    }
+
+    /// Returns what comes before every migration.
+    fn begin(&self) -> String {
         // Creating what is there needs rights all the same, so it is looked for first.
-        let begin = self.sql(
+        self.sql(
             "begin; \
              select pg_advisory_xact_lock(hashtext('eventbus migration @schema@')); \
              do $$ begin \
@@ -83,7 +131,12 @@ impl Schema {
              set local search_path to @schema@, pg_temp; \
              create table if not exists migrations ( \
                  version integer primary key, applied_at timestamptz not null default now())",
-        );
+        )
+    }
+
+    /// One transaction under a lock that ends with it: of many clients that start, one migrates.
+    pub(super) async fn migrate(&self, client: &Client) -> Result<(), tokio_postgres::Error> {
+        let begin = self.begin();
         let done = self.apply(client, &begin).await;
         let end = if done.is_ok() { "commit" } else { "rollback" };
         let ended = client.batch_execute(end).await;
@@ -97,9 +150,7 @@ impl Schema {
             for text in *files {
                 client.batch_execute(text).await?;
             }
-            let version = index + 1;
-            let note = format!("insert into migrations (version) values ({version})");
-            client.batch_execute(&note).await?;
+            client.batch_execute(&note(index + 1)).await?;
         }
         Ok(())
     }
@@ -119,10 +170,20 @@ async fn is_true(client: &Client, text: &str) -> Result<bool, tokio_postgres::Er
     Ok(first_text(client, text).await?.as_deref() == Some("t"))
 }
 
+fn note(version: usize) -> String {
+    format!("insert into migrations (version) values ({version})")
+}
+
 fn refused(problem: String) -> Error {
     Error::Config { problems: vec![problem] }
 }
 
-fn unusable(error: &tokio_postgres::Error) -> Error {
-    refused(format!("the schema cannot be brought up to date: {}", fault::text(error)))
+pub(super) fn unusable(error: &tokio_postgres::Error) -> Error {
+    let remedy = match error.code() {
+        Some(&SqlState::INSUFFICIENT_PRIVILEGE) => {
+            "; run `eventbus migrate` as a role that may, with --grant-role for this one"
+        }
+        _ => "",
+    };
+    refused(format!("the schema cannot be brought up to date: {}{remedy}", fault::text(error)))
 }

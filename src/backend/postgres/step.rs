@@ -1,10 +1,12 @@
 //! One step of a transaction, in the form that the server takes.
 
 use std::borrow::Cow;
+use std::time::Duration;
 
 use uuid::Uuid;
 
 use super::micros;
+use super::wire::{self, Packer};
 use crate::backend::{DeadReason, Due, Lease, Message, Op, Outcome, Transaction, cut_error};
 use crate::error::Error;
 
@@ -36,6 +38,55 @@ pub(super) struct Step<'a> {
     pub(super) large: Option<Uuid>,
     /// The event of a broadcast that is to be kept.
     pub(super) event: Option<Uuid>,
+}
+
+/// Returns the step of a publish; what subscribers get is packed by itself.
+pub(super) fn publish<'a>(message: &'a Message, packer: &mut Packer) -> Step<'a> {
+    let mut large = None;
+    if heard(message) {
+        if wire::fits(&message.topic, &message.body) {
+            packer.inline(&message.topic, &message.body);
+        } else {
+            let id = Uuid::new_v4();
+            large = Some(id);
+            packer.stored(&message.topic, id);
+        }
+    }
+    let (after, due) = due(message);
+    Step {
+        kind: 0,
+        id: Some(Uuid::from_bytes(message.id)),
+        name: Some(&message.topic),
+        body: Some(&message.body),
+        key: message.key.as_deref(),
+        unique: message.unique.as_deref(),
+        dedup: message.dedup_id.as_deref(),
+        priority: Some(message.priority),
+        after,
+        due,
+        ttl: message.expires_after.map(micros),
+        notify: packer.take(),
+        large,
+        event: heard(message).then(|| Uuid::from_bytes(message.event)),
+        ..Step::default()
+    }
+}
+
+/// Returns the step that writes a record, or deletes it.
+pub(super) fn record<'a>(
+    key: &'a str,
+    value: Option<&'a [u8]>,
+    if_version: Option<u64>,
+    ttl: Option<Duration>,
+) -> Step<'a> {
+    Step {
+        kind: if value.is_some() { 2 } else { 3 },
+        name: Some(key),
+        body: value,
+        number: if_version.map(signed),
+        ttl: ttl.map(micros),
+        ..Step::default()
+    }
 }
 
 pub(super) fn settle<'a>(lease: &'a Lease, outcome: &'a Outcome, group: Option<i32>) -> Step<'a> {

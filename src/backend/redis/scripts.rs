@@ -14,7 +14,7 @@ macro_rules! script {
 pub(super) static COMMIT: LazyLock<Script> =
     script!("lib", "kept", "commit", "group", "records", "transact");
 /// Claims, or looks whether there is something to claim.
-pub(super) static CLAIM: LazyLock<Script> = script!("lib", "group", "claim");
+pub(super) static CLAIM: LazyLock<Script> = script!("lib", "claim", "group", "claim_any");
 /// Extends leases.
 pub(super) static RENEW: LazyLock<Script> = script!("lib", "group", "renew");
 /// Reads records.

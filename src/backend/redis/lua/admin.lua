@@ -83,8 +83,9 @@ end
 
 if operation == 'inspect' then
   sweep_records()
-  local counts = call('HMGET', P .. 'n', 'published', 'duplicates')
-  local answer = { counts[1] or '0', counts[2] or '0', int(call('ZCARD', P .. 'rk')), int(now) }
+  local counts = call('HMGET', P .. 'n', 'seq', 'more', 'duplicates')
+  local published = (counts[1] or 0) - (counts[2] or 0)
+  local answer = { int(published), counts[3] or '0', int(call('ZCARD', P .. 'rk')), int(now) }
   local names = call('HGETALL', P .. 'names')
   for at = 1, #names, 2 do
     local group = open_group(names[at + 1])
@@ -287,7 +288,7 @@ if operation == 'retry_dead' then
       local unique = ok and type(parts) == 'table' and parts[6]
       local ours = ok and type(parts) == 'table' and type(parts[1]) == 'string' and #parts[1] == 16
       if ours and queue and not (unique and call('HEXISTS', G .. 'u', queue .. ':' .. unique) == 1) then
-        local seq = name_of(call('HINCRBY', P .. 'n', 'seq', 1))
+        local seq = name_of(count_published(0, 1) + 1)
         local ttl = parts[5]
         local copy = {
           seq = seq, queue = queue, key = parts[3] or nil, priority = parts[4], id = parts[1],

@@ -105,7 +105,7 @@ local function publish_run(run)
   end
   local published = (#run - 1) / 3
   if copies > 0 then
-    local seq = call('HINCRBY', P .. 'n', 'seq', copies) - copies
+    local seq = count_published(published, copies)
     local groups, ready = {}, {}
     for at = 2, #run, 3 do
       local targets, message = topics[run[at]][2], run[at + 1]
@@ -134,24 +134,25 @@ local function publish_run(run)
     for g, group in pairs(groups) do
       local G = P .. 'g' .. g .. ':'
       bulk('HSET', G .. 'c', group.blobs)
-      local known = bulk_get('HMGET', G .. 'i', group.ids)
-      local mine, fields = {}, {}
-      for at, id in ipairs(group.ids) do
-        local before = mine[id] or known[at]
-        mine[id] = before and before .. ',' .. group.seqs[at] or group.seqs[at]
+      if #group.ids > 1 or call('HSETNX', G .. 'i', group.ids[1], group.seqs[1]) == 0 then
+        local known = bulk_get('HMGET', G .. 'i', group.ids)
+        local mine, fields = {}, {}
+        for at, id in ipairs(group.ids) do
+          local before = mine[id] or known[at]
+          mine[id] = before and before .. ',' .. group.seqs[at] or group.seqs[at]
+        end
+        for id, seqs in pairs(mine) do
+          fields[#fields + 1] = id
+          fields[#fields + 1] = seqs
+        end
+        bulk('HSET', G .. 'i', fields)
       end
-      for id, seqs in pairs(mine) do
-        fields[#fields + 1] = id
-        fields[#fields + 1] = seqs
-      end
-      bulk('HSET', G .. 'i', fields)
       call('HINCRBY', G .. 'm', 'accepted', #group.seqs)
       for queue, list in pairs(group.lists) do
         bulk('RPUSH', G .. 'l' .. queue, list)
       end
       ready[#ready + 1] = g
     end
-    call('HINCRBY', P .. 'n', 'published', published)
     for _, g in ipairs(ready) do
       if not paused[g] then
         for queue, list in pairs(groups[g].lists) do
@@ -161,7 +162,7 @@ local function publish_run(run)
     end
   else
     -- A full server can still broadcast.
-    redis.pcall('HINCRBY', P .. 'n', 'published', published)
+    redis.pcall('HINCRBY', P .. 'n', 'more', 0 - published)
   end
   for at = 2, #run, 3 do
     broadcast(topics[run[at]], run[at + 1], run[at + 2])
@@ -169,6 +170,8 @@ local function publish_run(run)
   flush()
   return true
 end
+
+local M, X = string.byte('m'), string.byte('x')
 
 -- Acknowledges what is plain; answers the places of what it left, and of what was lost.
 local function ack_run(run)
@@ -190,7 +193,7 @@ local function ack_run(run)
     seqs[at] = seqs[at] or ''
   end
   local claims = bulk_get('HMGET', G .. 'a', seqs)
-  local done_ids, done_seqs, seen = {}, {}, {}
+  local done_ids, done_seqs, moved, seen = {}, {}, {}, {}
   for at = 1, #ids do
     local place = at * 3
     local claim = claims[at]
@@ -200,14 +203,18 @@ local function ack_run(run)
       lost[#lost + 1] = place
     else
       local mine = run[place + 1] .. ':' .. run[place + 2] .. ':'
-      if claim == mine .. 'p' then
+      local kind = #mine + 1
+      if string.sub(claim, 1, #mine) ~= mine then
+        lost[#lost + 1] = place
+      elseif string.byte(claim, kind) == X then
+        left[#left + 1] = place
+      else
         seen[claim] = true
         done_ids[#done_ids + 1] = ids[at]
         done_seqs[#done_seqs + 1] = seqs[at]
-      elseif claim == mine .. 'x' then
-        left[#left + 1] = place
-      else
-        lost[#lost + 1] = place
+        if string.byte(claim, kind) == M then
+          moved[#moved + 1] = seqs[at]
+        end
       end
     end
   end
@@ -215,7 +222,7 @@ local function ack_run(run)
     bulk('HDEL', G .. 'c', done_seqs)
     bulk('HDEL', G .. 'a', done_seqs)
     bulk('ZREM', G .. 't', done_seqs)
-    bulk('HDEL', G .. 's', done_seqs)
+    bulk('HDEL', G .. 's', moved)
     bulk('HDEL', G .. 'i', done_ids)
     call('HINCRBY', G .. 'm', 'acked', #done_seqs)
   end

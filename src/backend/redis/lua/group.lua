@@ -1,16 +1,5 @@
 -- One group: where each copy stands, and every move between those places.
 
-local function open_group(g)
-  local G = P .. 'g' .. g .. ':'
-  return { g = g, G = G, wakes = {} }
-end
-
--- Returns the group of a name, or nil.
-local function find_group(name)
-  local g = call('HGET', P .. 'names', name)
-  return g and open_group(g)
-end
-
 local function count(group, what, by)
   call('HINCRBY', group.G .. 'm', what, by)
 end
@@ -74,17 +63,6 @@ end
 local function make_ready(group, copy)
   call('ZADD', group.G .. 'z' .. copy.queue, -copy.priority, copy.seq)
   group.wakes[copy.queue] = (group.wakes[copy.queue] or 0) + 1
-end
-
--- Remembers the earliest time at which a sweep may find something; it may be too early, never late.
-local function look_at(group, at)
-  if group.next == nil then
-    group.next = tonumber(call('HGET', group.G .. 'm', 'next') or nil) or false
-  end
-  if not group.next or at < group.next then
-    group.next = at
-    call('HSET', group.G .. 'm', 'next', int(at))
-  end
 end
 
 -- Puts a copy that is in no place where it belongs.

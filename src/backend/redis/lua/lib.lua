@@ -11,7 +11,8 @@
 --   l<queue>  list of ready seqs: what was accepted plain and never moved
 --   z<queue>  ready seqs that need an order: score -priority
 --   b, d, t   blocked behind their key, delayed (score due), leased (score end of lease)
---   a  hash   seq -> token:queue:kind of the claim that holds it
+--   a  hash   seq -> token:queue:kind:claim of the claim that holds it; kind p = plain,
+--             m = plain but moved before, x = anything else
 --   e         ends of the time to live of what waits
 --   k         lines of the ordering keys: member <length>:<key>:<seq>
 --   u  hash   queue:unique -> seq
@@ -25,11 +26,19 @@ local time = call('TIME')
 local now = time[1] * 1000000 + time[2]
 
 local function int(number)
-  return string.format('%.0f', number)
+  return string.format('%d', number)
 end
 
 local function name_of(seq)
-  return string.format('%016.0f', seq)
+  return string.format('%016d', seq)
+end
+
+-- Copies of messages, whereof `published` messages; the common case, one copy each, costs one command.
+local function count_published(published, copies)
+  if copies ~= published then
+    call('HINCRBY', P .. 'n', 'more', copies - published)
+  end
+  return call('HINCRBY', P .. 'n', 'seq', copies) - copies
 end
 
 -- Calls a command with many arguments, a thousand at a time.
@@ -74,5 +83,27 @@ local function wake(g, queue, count)
     if call('PUBLISH', P .. 'wake:' .. process, g .. ':' .. queue) > 0 then
       count = count - 1
     end
+  end
+end
+
+local function open_group(g)
+  local G = P .. 'g' .. g .. ':'
+  return { g = g, G = G, wakes = {} }
+end
+
+-- Returns the group of a name, or nil.
+local function find_group(name)
+  local g = call('HGET', P .. 'names', name)
+  return g and open_group(g)
+end
+
+-- Remembers the earliest time at which a sweep may find something; it may be too early, never late.
+local function look_at(group, at)
+  if group.next == nil then
+    group.next = tonumber(call('HGET', group.G .. 'm', 'next') or nil) or false
+  end
+  if not group.next or at < group.next then
+    group.next = at
+    call('HSET', group.G .. 'm', 'next', int(at))
   end
 end

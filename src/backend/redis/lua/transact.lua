@@ -189,7 +189,10 @@ local function transact(ops)
       if found.duplicate then
         call('HINCRBY', P .. 'n', 'duplicates', 1)
       else
-        call('HINCRBY', P .. 'n', 'published', 1)
+        local copies = #found.targets
+        if copies ~= 1 then
+          call('HINCRBY', P .. 'n', 'more', copies - 1)
+        end
         if found.dedup then
           call('SET', found.dedup, '1', 'PX', int(dedup_window))
         end

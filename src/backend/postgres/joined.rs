@@ -1,0 +1,149 @@
+//! Transactions on a connection of the caller's: one statement with one argument, and its answer.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use serde::Serialize;
+use uuid::Uuid;
+
+use super::answers::Answers;
+use super::step::{self, Step};
+use super::wire::Packer;
+use super::{PostgresBackend, check};
+use crate::backend::{Committed, Joins, Op, Statement, Transaction};
+use crate::error::{Error, Result};
+
+/// Tells apart equal broadcasts of one transaction, which the server would send once only.
+static NEXT: AtomicU64 = AtomicU64::new(1);
+
+/// What `transact` takes.
+#[derive(Serialize)]
+struct Parcel<'a> {
+    bus: &'a str,
+    dedup_window: i64,
+    steps: Vec<Line<'a>>,
+}
+
+/// One step as `transact` takes it.
+#[derive(Default, Serialize)]
+struct Line<'a> {
+    kind: i16,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    id: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    name: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    body: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    key: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    unique: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    dedup: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    priority: Option<i16>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    number: Option<i64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    group: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    binding: Option<i32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    outcome: Option<i16>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    after: Option<i64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    due: Option<i64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ttl: Option<i64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    notify: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    large: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    event: Option<String>,
+}
+
+impl<'a> Line<'a> {
+    fn of(op: &'a Op) -> Self {
+        // No producer: whoever runs the statement sends it once.
+        let mut packer = Packer::new(Uuid::nil(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let (step, group) = match op {
+            Op::Publish(message) => (step::publish(message, &mut packer), None),
+            Op::Settle(lease, outcome) => (step::settle(lease, outcome, None), Some(&*lease.group)),
+            Op::Put { key, value, if_version, ttl } => {
+                (step::record(key, Some(value), *if_version, *ttl), None)
+            }
+            Op::Delete { key, if_version } => (step::record(key, None, *if_version, None), None),
+        };
+        let Step { tx: _, first: _, count: _, group: _, .. } = step;
+        Self {
+            kind: step.kind,
+            id: step.id.map(|id| id.to_string()),
+            name: step.name,
+            body: step.body.map(|body| STANDARD.encode(body)),
+            key: step.key,
+            unique: step.unique,
+            dedup: step.dedup,
+            error: step.error.map(std::borrow::Cow::into_owned),
+            priority: step.priority,
+            number: step.number,
+            group,
+            binding: step.binding,
+            outcome: step.outcome,
+            after: step.after,
+            due: step.due,
+            ttl: step.ttl,
+            notify: step.notify,
+            large: step.large.map(|id| id.to_string()),
+            event: step.event.map(|id| id.to_string()),
+        }
+    }
+}
+
+impl Joins for PostgresBackend {
+    fn statement(&self, transaction: &Transaction) -> Result<Statement> {
+        let live = self.live()?;
+        check(transaction)?;
+        let steps = transaction.ops.iter().map(Line::of).collect();
+        let parcel = Parcel { bus: &live.identity, dedup_window: live.dedup_window, steps };
+        let argument = serde_json::to_string(&parcel)
+            .map_err(|error| Error::Internal { reason: error.to_string() })?;
+        let text = live.link.schema.sql("select @schema@.transact($1::text)");
+        Ok(Statement { text, argument })
+    }
+
+    fn answer(&self, transaction: &Transaction, figures: &[i64]) -> Result<Committed> {
+        let registry = self.live()?.registry.get();
+        let ops: Vec<&Op> = transaction.ops.iter().collect();
+        let mut answers = Answers { rest: figures, ops: &ops, registry: &registry };
+        answers.next(transaction).unwrap_or_else(|| {
+            let reason = "the server's answer to a transaction is not understood".into();
+            Err(Error::Internal { reason })
+        })
+    }
+
+    fn failure(&self, code: &str, said: &str) -> Option<Error> {
+        let schema = &self.config.schema;
+        let problem = match code {
+            "EB007" => format!(
+                "the connection leads elsewhere: {said}; take one to database {:?} of the bus",
+                self.config.database
+            ),
+            "3F000" | "42883" | "42P01" => format!(
+                "the database of the connection has no tables of a bus in schema {schema:?} \
+                 ({said}); take a connection to database {:?} of the bus",
+                self.config.database
+            ),
+            "42501" => format!(
+                "the connection's role may not use schema {schema:?} ({said}); grant it what a \
+                 role of the bus has"
+            ),
+            _ => return None,
+        };
+        Some(Error::Config { problems: vec![problem] })
+    }
+}

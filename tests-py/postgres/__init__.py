@@ -1,0 +1,1 @@
+"""What only a bus over PostgreSQL does."""

@@ -1,0 +1,109 @@
+"""A schema of the test's own on the server of the run, buses on it, and connections of a caller."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import asyncpg
+import psycopg
+import pytest
+
+from eventbus import Bus, connect
+from servers.postgres import PostgresServer
+from servers.shared import shared_postgres
+
+MakeBus = Callable[..., Awaitable[Bus]]
+Eventually = Callable[[Callable[[], object]], Awaitable[None]]
+
+_schemas = itertools.count(1)
+
+
+@pytest.fixture
+def server() -> PostgresServer:
+    """The server of the run."""
+    return shared_postgres()
+
+
+@pytest.fixture
+def schema() -> str:
+    """A schema of the test's own."""
+    return f"own_{os.getpid()}_{next(_schemas)}"
+
+
+@pytest.fixture
+async def make_bus(server: PostgresServer, schema: str) -> AsyncIterator[MakeBus]:
+    """Return a function that makes a connected bus on the test's schema."""
+    made: list[Bus] = []
+
+    async def make(url: str | None = None, **options: Any) -> Bus:
+        bus = connect(url or server.url(), **{"schema": schema, **options})
+        made.append(bus)
+        await bus.connect()
+        return bus
+
+    yield make
+    for bus in made:
+        await bus.drain(2.0)
+
+
+@pytest.fixture
+async def bus(make_bus: MakeBus) -> Bus:
+    """A connected bus."""
+    return await make_bus()
+
+
+@pytest.fixture
+def eventually() -> Eventually:
+    """Wait until something is true, for ten seconds at most."""
+
+    async def wait(condition: Callable[[], object]) -> None:
+        deadline = time.monotonic() + 10.0
+        while not condition():
+            assert time.monotonic() < deadline, "the condition did not come true within 10 s"
+            await asyncio.sleep(0.005)
+
+    return wait
+
+
+class Caller:
+    """A connection of the caller's, of either driver, in the words that the tests need."""
+
+    def __init__(self, connection: Any, *, is_asyncpg: bool) -> None:
+        self.connection = connection
+        self.is_asyncpg = is_asyncpg
+
+    def transaction(self) -> Any:
+        """Begin a transaction, or a savepoint."""
+        return self.connection.transaction()
+
+    async def execute(self, text: str) -> None:
+        await self.connection.execute(text)
+
+    async def value(self, text: str) -> Any:
+        if self.is_asyncpg:
+            return await self.connection.fetchval(text)
+        cursor = await self.connection.execute(text)
+        row = await cursor.fetchone()
+        return row[0]
+
+    async def settle(self) -> None:
+        """Make what autocommit does not do: psycopg begins a transaction with each statement."""
+        if not self.is_asyncpg:
+            await self.connection.commit()
+
+
+@pytest.fixture(params=["asyncpg", "psycopg"])
+async def caller(request: pytest.FixtureRequest, server: PostgresServer) -> AsyncIterator[Caller]:
+    """A connection of each driver in turn."""
+    if request.param == "asyncpg":
+        connection = await asyncpg.connect(server.url())
+        yield Caller(connection, is_asyncpg=True)
+        await connection.close()
+        return
+    async with await psycopg.AsyncConnection.connect(server.url()) as other:
+        yield Caller(other, is_asyncpg=False)
