@@ -1,6 +1,7 @@
 //! The classes `CoreConsumer` and `CoreDelivery`: claims, settlement, lost leases.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use pyo3::prelude::*;
 use pyo3::types::{PyList, PyString};
@@ -157,7 +158,7 @@ pub(crate) struct CoreDelivery {
     consumer: Arc<Consumer>,
     delivery: Delivery,
     event: Py<PyEvent>,
-    settled: std::sync::atomic::AtomicBool,
+    settled: Arc<AtomicBool>,
     origin: Origin,
     bus: Py<PyAny>,
 }
@@ -170,14 +171,8 @@ impl CoreDelivery {
         origin: Origin,
         bus: Py<PyAny>,
     ) -> Self {
-        Self {
-            bus,
-            consumer,
-            delivery,
-            event,
-            settled: std::sync::atomic::AtomicBool::new(false),
-            origin,
-        }
+        let settled = Arc::new(AtomicBool::new(false));
+        Self { bus, consumer, delivery, event, settled, origin }
     }
 
     /// Returns the consumer and the delivery, for a transaction that settles it.
@@ -191,18 +186,18 @@ impl CoreDelivery {
 
     /// Marks it as settled by somebody who settles several; false when it was settled before.
     pub(crate) fn claim_settlement(&self) -> bool {
-        !self.settled.swap(true, std::sync::atomic::Ordering::AcqRel)
+        !self.settled.swap(true, Ordering::AcqRel)
     }
 
     pub(crate) fn mark_settled(&self) {
-        self.settled.store(true, std::sync::atomic::Ordering::Release);
+        self.settled.store(true, Ordering::Release);
         self.consumer.forget(self.delivery.lease.token);
     }
 
     /// Settles at once where the backend can, else returns what to await.
     fn settle(&self, outcome: Outcome) -> PyResult<Option<Pending>> {
         self.origin.check()?;
-        if self.settled.swap(true, std::sync::atomic::Ordering::AcqRel) {
+        if self.settled.swap(true, Ordering::AcqRel) {
             return Err(Error::LeaseLost {
                 group: self.delivery.lease.group.to_string(),
                 token: self.delivery.lease.token,
@@ -211,7 +206,12 @@ impl CoreDelivery {
         }
         let (consumer, token) = (Arc::clone(&self.consumer), self.delivery.lease.token);
         let in_process = consumer.bus().backend().in_process().is_some();
-        mailbox::now_or_later(in_process, async move { consumer.settle(token, outcome).await })
+        let mut attempt = Attempt { settled: Arc::clone(&self.settled), is_over: false };
+        mailbox::now_or_later(in_process, async move {
+            let result = consumer.settle(token, outcome).await;
+            attempt.ends(&result);
+            result
+        })
     }
 }
 
@@ -276,7 +276,7 @@ impl CoreDelivery {
 
     #[getter]
     fn settled(&self) -> bool {
-        self.settled.load(std::sync::atomic::Ordering::Acquire)
+        self.settled.load(Ordering::Acquire)
     }
 
     /// Acknowledges; `None` when done, else what to await.
@@ -317,10 +317,31 @@ impl CoreDelivery {
     }
 }
 
+/// A settlement under way. One that is given up, or that the server did not answer, is none: it can be
+/// tried again, and a delivery that is forgotten after it is given back instead of being renewed.
+struct Attempt {
+    settled: Arc<AtomicBool>,
+    is_over: bool,
+}
+
+impl Attempt {
+    fn ends(&mut self, result: &Result<(), Error>) {
+        self.is_over = !matches!(result, Err(error) if error.is_retryable());
+    }
+}
+
+impl Drop for Attempt {
+    fn drop(&mut self) {
+        if !self.is_over {
+            self.settled.store(false, Ordering::Release);
+        }
+    }
+}
+
 impl Drop for CoreDelivery {
     fn drop(&mut self) {
         // Garbage collected without a settlement: give it back.
-        if !self.settled.load(std::sync::atomic::Ordering::Acquire) && self.origin.check().is_ok() {
+        if !self.settled.load(Ordering::Acquire) && self.origin.check().is_ok() {
             let token = self.delivery.lease.token;
             if self.consumer.bus().backend().in_process().is_some() {
                 let _ = mailbox::now(self.consumer.settle(token, Outcome::Release));
