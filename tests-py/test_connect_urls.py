@@ -496,7 +496,7 @@ def test_what_no_backend_serves_yet_is_unsupported(url: str) -> None:
     with pytest.raises(UnsupportedError, match="partitions=2"):
         connect(url, partitions=2)
     if url != "memory://":
-        with pytest.raises(UnsupportedError, match="retention=3600: .*dataknobs"):
+        with pytest.raises(UnsupportedError, match=r"retention=3600: .*dataknobs"):
             connect(url, retention=timedelta(hours=1), wire="dataknobs")
         connect(url, retention=0, wire="dataknobs")
     with pytest.raises(UnsupportedError, match="large_payloads='error'"):

@@ -131,10 +131,10 @@ def refuse_unsupported(values: Mapping[str, Any]) -> None:
     if values.get("partitions", 1) != 1:
         raise UnsupportedError(f"partitions={values['partitions']}: a bus has 1 for now")
     keeps = [key for key in ("retention", "retention_max") if values.get(key)]
-    if keeps and values.get("wire") == "dataknobs":
+    if keeps and values.get("retention") != 0 and values.get("wire") == "dataknobs":
         raise UnsupportedError(
-            f"{keeps[0]}={values[keeps[0]]:g}: what others send by wire='dataknobs' is not kept; use "
-            "wire='native'"
+            f"{keeps[0]}={values[keeps[0]]:g}: what others send by wire='dataknobs' is not kept; "
+            "use wire='native'"
         )
     if values.get("large_payloads", "table") != "table":
         raise UnsupportedError("large_payloads='error' is not served yet; use 'table'")

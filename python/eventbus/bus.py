@@ -38,7 +38,16 @@ from eventbus.errors import (
 from eventbus.outbox import Outbox
 from eventbus.stream import Stream
 from eventbus.subscription import GapHandler, Handler, QueuedReceiver, Subscription
-from eventbus.types import BusState, DeadLetter, Event, MessageInfo, PublishOptions, Record, Since, new_id
+from eventbus.types import (
+    BusState,
+    DeadLetter,
+    Event,
+    MessageInfo,
+    PublishOptions,
+    Record,
+    Since,
+    new_id,
+)
 
 if TYPE_CHECKING:
     from eventbus._eventbus import CoreConsumer, CoreSubscription
@@ -388,8 +397,8 @@ class Bus(CoreBus):
             delivery: ``"inline"`` or ``"queued"``; the bus's by default.
             queue_size: Buffer in events when queued; the bus's by default.
             overflow: Policy of a full buffer; the bus's by default.
-            since: ``"beginning"`` (the oldest event kept), the ``event_id`` of the event after which
-                to begin, or an aware datetime. What is not kept any more, or is not known, is a gap
+            since: ``"beginning"`` (the oldest event kept), the ``event_id`` of the event behind
+                which to begin, or an aware datetime. What is not kept any more, or is not known, is a gap
                 first, then the oldest kept.
 
         Returns:
