@@ -398,8 +398,8 @@ class Bus(CoreBus):
             queue_size: Buffer in events when queued; the bus's by default.
             overflow: Policy of a full buffer; the bus's by default.
             since: ``"beginning"`` (the oldest event kept), the ``event_id`` of the event behind
-                which to begin, or an aware datetime. What is not kept any more, or is not known, is a gap
-                first, then the oldest kept.
+                which to begin, or an aware datetime. What is not kept any more, or is not known,
+                is a gap first, then the oldest kept.
 
         Returns:
             The subscription; ``await subscription.cancel()`` ends it.
