@@ -476,8 +476,6 @@ def test_what_no_backend_serves_yet_is_unsupported(url: str) -> None:
     for key, value in {"partitions": 2, "retention": timedelta(hours=1)}.items():
         with pytest.raises(UnsupportedError, match=f"{key}="):
             connect(url, **{key: value})
-    with pytest.raises(UnsupportedError, match="large_payloads='error'"):
-        connect("postgresql://", large_payloads="error")
     with pytest.raises(ConfigError, match="nonsense"):
         connect(f"{url}?partitions=2", nonsense=1)  # type: ignore[call-arg]
 

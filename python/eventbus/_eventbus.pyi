@@ -375,6 +375,7 @@ class CoreBus:
         buffer: int,
         overflow: str,
         malformed: Callable[[str, str], object],
+        near: str | None,
     ) -> Pending[CoreSubscription]: ...
     def _unsubscribe(self, id: int) -> bool: ...
     def _consume(

@@ -125,8 +125,6 @@ def refuse_unsupported(values: Mapping[str, Any]) -> None:
         raise UnsupportedError(f"partitions={values['partitions']}: a bus has 1 for now")
     if "retention" in values:
         raise UnsupportedError(f"retention={values['retention']:g}: no backend replays yet")
-    if values.get("large_payloads", "table") != "table":
-        raise UnsupportedError("large_payloads='error' is not served yet; use 'table'")
 
 
 def finished(result: Plan, values: Mapping[str, Any]) -> Plan:
@@ -324,7 +322,7 @@ def plan_postgres(values: dict[str, Any], problems: list[str]) -> Plan:
     config = {
         "endpoint": endpoint,
         "net": {"username": "postgres", **_net(values, encrypted, remedy, problems)},
-        **_picked(values, ("database", "schema", "migrate", "pool_size", *_SHARED)),
+        **_picked(values, ("database", "schema", "migrate", "pool_size", "large_payloads", *_SHARED)),
     }
     return Plan("postgres", config, {"delivery": "queued", **_bus(values, _BUS)})
 

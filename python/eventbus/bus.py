@@ -159,6 +159,7 @@ class Bus(CoreBus):
         )
         self._in_process: bool = self._capabilities()["in_process"]
         self._malformed_at: dict[str, float] = {}
+        self._apart: set[str] = set()
         self._leaving: asyncio.Task[None] | None = None
         self._subscriptions: dict[str, Callable[[], None]] = {}
         self._receivers: dict[str, QueuedReceiver] = {}
@@ -335,6 +336,18 @@ class Bus(CoreBus):
         """Tell that a delayed event has nowhere to wait; called by the core."""
         log.warning("delayed event dropped, no group is bound topic=%s", topic)
 
+    def _went_apart(self, topic: str) -> None:
+        """Tell once per topic that other systems do not see a large event; called by the core."""
+        if topic not in self._apart:
+            if len(self._apart) > 1000:
+                self._apart.clear()
+            self._apart.add(topic)
+            log.warning(
+                "event too large for a notification goes by table: processes of the original "
+                "package skip it topic=%s",
+                topic,
+            )
+
     def _handler_failed(self, name: object, error: BaseException) -> None:
         """Log a handler's exception and tell the hook; called by the core."""
         logging.getLogger("eventbus.handlers").error(
@@ -404,19 +417,20 @@ class Bus(CoreBus):
             )
             self._subscriptions[subscription_id] = lambda: self._remove_inline(number)
         else:
-            core = await self._buffered(text, bool(pattern), size, policy)
+            near = topic if pattern else None
+            core = await self._buffered(text, bool(pattern), size, policy, near)
             receiver = QueuedReceiver(self, core, subscription_id, _converting(handler), on_gap)
             self._receivers[subscription_id] = receiver
             self._subscriptions[subscription_id] = receiver.cancel
         return Subscription(subscription_id, topic, handler, pattern, _cancel_callback=self._cancel)
 
     async def _buffered(
-        self, text: str, is_pattern: bool, size: int, policy: Overflow
+        self, text: str, is_pattern: bool, size: int, policy: Overflow, near: str | None = None
     ) -> CoreSubscription:
         """Subscribe with a buffer; on a broker the server has confirmed it."""
         if self._in_process:
             return self._subscribe_queued(text, is_pattern, size, policy)
-        return await self._listen(text, is_pattern, size, policy, self._malformed)
+        return await self._listen(text, is_pattern, size, policy, self._malformed, near)
 
     def _malformed(self, topic: str, reason: str) -> None:
         """Log a broadcast that cannot be read, once a minute per reason; called by the core."""

@@ -11,13 +11,15 @@ use parking_lot::Mutex;
 
 use super::{Frame, Gap, ListenRequest, Listener};
 use crate::ring::Ring;
-use crate::topic::{RouteId, Router};
+use crate::topic::{Binding, RouteId, Router};
 
 #[derive(Debug)]
 struct Feed {
     ring: Arc<Ring<Frame>>,
     /// Position of the newest frame offered: a message that matches twice is offered twice.
     newest: AtomicU64,
+    /// Whether a pattern is among what it wants.
+    wide: bool,
 }
 
 /// The listeners of one backend.
@@ -40,7 +42,8 @@ impl Feeds {
         kept: Box<dyn Any + Send + Sync>,
     ) -> FeedListener {
         let ring = Arc::new(Ring::new(request.buffer, request.overflow));
-        let feed = Arc::new(Feed { ring, newest: AtomicU64::new(0) });
+        let wide = request.bindings.iter().any(|one| matches!(one, Binding::Pattern(_)));
+        let feed = Arc::new(Feed { ring, newest: AtomicU64::new(0), wide });
         let mut state = self.0.lock();
         state.next_id += 1;
         let id = state.next_id;
@@ -53,12 +56,18 @@ impl Feeds {
 
     /// Offers a frame to every listener that wants its topic, once.
     pub(super) fn deliver(&self, topic: &Arc<str>, body: &Bytes) {
+        self.deliver_to(topic, body, None);
+    }
+
+    /// Offers a frame to the listeners with patterns only, or to those without, or to all.
+    pub(super) fn deliver_to(&self, topic: &Arc<str>, body: &Bytes, wide: Option<bool>) {
         let mut wakers = Vec::new();
         let mut state = self.0.lock();
         state.position += 1;
         let position = state.position;
         state.routes.for_each_match(topic, |_, feed| {
-            if feed.newest.swap(position, Ordering::Relaxed) != position {
+            let meant = wide.is_none_or(|wide| wide == feed.wide);
+            if meant && feed.newest.swap(position, Ordering::Relaxed) != position {
                 let frame = Frame { topic: Arc::clone(topic), body: body.clone(), position };
                 wakers.extend(feed.ring.push_quietly(frame).1);
             }

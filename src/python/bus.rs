@@ -20,7 +20,7 @@ use super::options::{self, PublishOptions};
 use super::publish::{Broadcast, Prepared, Publish};
 use super::runtime::{self, Origin, python_code};
 use super::stream::CoreSubscription;
-use crate::backend::{Backend, Due, ListenRequest, MessageAction, Op};
+use crate::backend::{Backend, Due, ListenRequest, MessageAction, Op, Transaction};
 use crate::bus::{self, Bus};
 use crate::clock::{Clock, ManualClock, SystemClock};
 use crate::codec::{self, Limits, Wire};
@@ -170,6 +170,23 @@ impl Shared {
         let limits = self.bus.limits();
         let core = event.get().to_core(event.py(), limits, topic)?;
         Ok(codec::encode(&core, self.wire, limits)?)
+    }
+
+    /// Returns the topics of broadcasts that foreign processes of this wire do not see.
+    pub(crate) fn apart(&self, transaction: &Transaction) -> Vec<Arc<str>> {
+        if self.wire == Wire::Native {
+            return Vec::new();
+        }
+        let mut topics = Vec::new();
+        for op in &transaction.ops {
+            match op {
+                Op::Publish(message) if self.bus.backend().goes_apart(message) => {
+                    topics.push(Arc::clone(&message.topic));
+                }
+                _ => {}
+            }
+        }
+        topics
     }
 
     pub(crate) fn binding(&self, text: &str, is_pattern: bool) -> PyResult<Binding> {
@@ -549,6 +566,7 @@ impl CoreBus {
         buffer: usize,
         overflow: &str,
         malformed: Py<PyAny>,
+        near: Option<String>,
     ) -> PyResult<Pending> {
         let shared = Arc::clone(slf.get().ready(slf, "subscribe")?);
         let text = options::topic_text(text, if is_pattern { "pattern" } else { "topic" })?;
@@ -557,7 +575,12 @@ impl CoreBus {
         Ok(Pending::new(move |_py| {
             let backend = Arc::clone(shared.bus.backend());
             let request = ListenRequest { bindings, buffer, overflow, since: None };
-            let listen = async move { backend.listen(request).await };
+            let listen = async move {
+                match near {
+                    Some(topic) => backend.listen_near(request, &topic).await,
+                    None => backend.listen(request).await,
+                }
+            };
             Ok(Pending::run(listen, move |py, listener| {
                 let (bus, origin) = (Arc::clone(&shared.bus), shared.origin);
                 let made = CoreSubscription::of_broker(bus, listener, malformed, origin);
