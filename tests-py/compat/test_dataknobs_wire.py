@@ -159,10 +159,13 @@ class Side:
         pubsub = client.pubsub()
         await pubsub.subscribe(*channels)
 
+        def keep(message: dict[str, Any]) -> None:
+            if message["type"] == "message":
+                texts.append((message["channel"].decode(), message["data"].decode()))
+
         async def read() -> None:
             async for message in pubsub.listen():
-                if message["type"] == "message":
-                    texts.append((message["channel"].decode(), message["data"].decode()))
+                keep(message)
 
         task = asyncio.create_task(read())
         self.raw += [task, pubsub, client]

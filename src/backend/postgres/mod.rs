@@ -149,7 +149,9 @@ fn check(live: &Live, transaction: &Transaction) -> Result<()> {
         match op {
             Op::Publish(message) => {
                 // What is broadcast only is kept nowhere, so `DataKnobs` topics may be anything.
-                if message.dedup_id.is_some() || live.registry.get().has_match(&message.topic) {
+                let kept =
+                    || message.dedup_id.is_some() || live.registry.get().has_match(&message.topic);
+                if live.outgoing().is_none() || kept() {
                     storable("topic", &message.topic)?;
                 }
                 let texts = [&message.key, &message.dedup_id, &message.unique];
