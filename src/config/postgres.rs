@@ -36,7 +36,7 @@ pub struct PostgresConfig {
     /// Whether the schema is brought up to date when connecting (default true); otherwise its
     /// version is checked only, for a role without DDL rights.
     pub migrate: bool,
-    /// Most connections beside the listening one (default 4).
+    /// Most connections beside the one that listens and the one that commits (default 4).
     pub pool_size: usize,
     /// Prefix of the `DataKnobs` channels (default `events`).
     pub channel_prefix: String,
