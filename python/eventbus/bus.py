@@ -407,8 +407,8 @@ class Bus(CoreBus):
         text = pattern or topic
         if how == "inline" and not self._in_process:
             raise UnsupportedError(
-                "delivery='inline' is for buses in one process; over a server every subscription is "
-                "queued"
+                "delivery='inline' is for buses in one process; over a server every subscription "
+                "is queued"
             )
         if how == "inline":
             call = _converting(handler)
@@ -752,7 +752,10 @@ class Bus(CoreBus):
                 pause = min(pause + 0.0005, 0.02)
 
     async def _is_idle(self) -> bool:
-        if len(self._outbox) or not all(one.idle for one in self._receivers.values()):
+        if len(self._outbox):
+            return False
+        await self._heard()
+        if not all(one.idle for one in self._receivers.values()):
             return False
         if not self._consumers:
             return True

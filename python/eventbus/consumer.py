@@ -343,7 +343,7 @@ class Consumer:
         return task in self._workers
 
     async def finish(self, task: asyncio.Task[Any], timeout: float) -> None:
-        """Wait until a worker that stopped its own consumer is done, and settled what it handled."""
+        """Wait until a worker that stopped its own consumer is done and has settled its work."""
         await asyncio.wait([task], timeout=timeout)
         await self._core.release()
 
@@ -403,15 +403,29 @@ class Deliveries:
         self._core: CoreConsumer | None = None
         self._closed = False
 
-    async def _start(self) -> CoreConsumer:
-        if self._core is None:
-            self._core = await self._bus._consume(self._bindings, self._options, False)
-            self._bus._deliveries.add(self)
-        return self._core
+    async def _start(self) -> CoreConsumer | None:
+        """Return the core; None when this was closed while it started."""
+        if self._core is not None:
+            return self._core
+        # Whoever closes the bus meanwhile closes this as well.
+        self._bus._deliveries.add(self)
+        try:
+            core = await self._bus._consume(self._bindings, self._options, False)
+        except BaseException as error:
+            self._bus._deliveries.discard(self)
+            if self._closed and isinstance(error, BusClosedError):
+                return None
+            raise
+        if self._closed:
+            await core.stop()
+            return None
+        self._core = core
+        return core
 
     async def __aenter__(self) -> Self:
         """Declare the group."""
-        await self._start()
+        if await self._start() is None:
+            raise BusClosedError("the deliveries were closed before they started")
         return self
 
     async def __aexit__(
@@ -437,6 +451,8 @@ class Deliveries:
         if self._closed:
             raise StopAsyncIteration
         core = await self._start()
+        if core is None:
+            raise StopAsyncIteration
         while True:
             try:
                 delivery = core.take(self._bus)
@@ -450,9 +466,9 @@ class Deliveries:
     async def aclose(self) -> None:
         """End: what was not handed over is released, what was stays with its holder. Idempotent."""
         self._closed = True
+        self._bus._deliveries.discard(self)
         if self._core is not None:
             await self._core.stop()
-            self._bus._deliveries.discard(self)
 
 
 def _limited(call: Callable[[Any], Any], limit: float) -> Callable[[Any], Any]:

@@ -11,6 +11,7 @@ from eventbus.types import Event, Gap
 if TYPE_CHECKING:
     from eventbus._eventbus import CoreSubscription
     from eventbus.bus import Bus
+    from eventbus.config import Overflow
 
 __all__ = ["Stream"]
 
@@ -28,7 +29,7 @@ class Stream:
         topic: str | None,
         pattern: str | None,
         buffer: int,
-        overflow: str,
+        overflow: Overflow,
         on_gap: GapHandler | None,
     ) -> None:
         """Remember what to subscribe to; made by ``Bus.stream``."""
@@ -38,7 +39,7 @@ class Stream:
         self._text: str = pattern if pattern is not None else topic or ""
         self._is_pattern = pattern is not None
         self._buffer = buffer
-        self._overflow = overflow
+        self._overflow: Overflow = overflow
         self._on_gap = on_gap
         self._core: CoreSubscription | None = None
         self._closed = False
@@ -48,12 +49,16 @@ class Stream:
             core = await self._bus._buffered(
                 self._text, self._is_pattern, self._buffer, self._overflow
             )
-            # Somebody else may have been quicker while the server confirmed.
-            if self._core is not None or self._closed:
-                core.cancel()
-            if self._core is None:
-                self._core = core
-            self._bus._streams.add(self)
+            return self._keep(core)
+        return self._core
+
+    def _keep(self, core: CoreSubscription) -> CoreSubscription:
+        # Somebody else may have been quicker while the server confirmed.
+        if self._core is not None or self._closed:
+            core.cancel()
+        if self._core is None:
+            self._core = core
+        self._bus._streams.add(self)
         return self._core
 
     async def __aenter__(self) -> Self:

@@ -597,6 +597,14 @@ pub trait Backend: Send + Sync + std::fmt::Debug {
         Ok(())
     }
 
+    /// Waits until the listeners of this process have what was published before the call.
+    ///
+    /// # Errors
+    /// `Timeout` or `Connect` when the server does not answer.
+    async fn heard(&self) -> Result<()> {
+        Ok(())
+    }
+
     /// Whether a message on `topic` would be kept by a group; may be answered from a cache that is
     /// never stale towards `false` for a group declared in this process.
     fn has_queue(&self, topic: &str) -> bool;

@@ -299,6 +299,16 @@ impl CoreBus {
         }))
     }
 
+    /// Waits until the listeners have what was published before.
+    fn _heard(&self) -> PyResult<Pending> {
+        let shared = Arc::clone(self.shared());
+        shared.origin.check()?;
+        Ok(Pending::new(move |_py| {
+            let backend = Arc::clone(shared.bus.backend());
+            Ok(Pending::run(async move { backend.heard().await }, |py, ()| Ok(py.None())))
+        }))
+    }
+
     /// Leaves the server; a backend in this process stays, others may share it.
     fn _disconnect(&self) -> PyResult<Pending> {
         let shared = Arc::clone(self.shared());

@@ -301,10 +301,10 @@ async def test_stop_lets_running_handlers_end_and_gives_the_rest_back_uncounted(
     make_bus: MakeBus, topic: str, group: str
 ) -> None:
     bus, other = await make_bus(), await make_bus()
-    started, go = asyncio.Event(), asyncio.Event()
+    started, go = asyncio.Barrier(3), asyncio.Event()
 
     async def handle(_event: Event) -> None:
-        started.set()
+        await started.wait()
         await go.wait()
 
     await bus.declare_group(group, topic)
@@ -313,6 +313,7 @@ async def test_stop_lets_running_handlers_end_and_gives_the_rest_back_uncounted(
     async with asyncio.timeout(WITHIN):
         await started.wait()
     stopping = asyncio.create_task(consumer.stop())
+    await asyncio.sleep(0.05)
     await figures_become(bus, group, in_flight=2, ready=8)
     go.set()
     await asyncio.wait_for(stopping, WITHIN)

@@ -187,6 +187,19 @@ impl Backend for PostgresBackend {
         Ok(())
     }
 
+    async fn heard(&self) -> Result<()> {
+        let live = self.live()?;
+        let Hearing::Live(client) = live.hearing.borrow().clone() else { return Ok(()) };
+        // Notifications that were pending arrive before the end of any answer.
+        let after = live.link.op_timeout;
+        match tokio::time::timeout(after, client.simple_query("select 1")).await {
+            Ok(answer) => {
+                answer.map(|_| ()).map_err(|error| live.link.connector.failed(&fault::text(&error)))
+            }
+            Err(_) => Err(Error::Timeout { operation: "heard", after, outcome_unknown: false }),
+        }
+    }
+
     fn has_queue(&self, topic: &str) -> bool {
         self.live().is_ok_and(|live| live.registry.get().has_match(topic))
     }

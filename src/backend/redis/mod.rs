@@ -189,6 +189,14 @@ impl Backend for RedisBackend {
         self.session()?.pause(group, paused).await
     }
 
+    async fn heard(&self) -> Result<()> {
+        let session = self.session()?;
+        // Its answer follows what was published before, on the same connection.
+        let deadline = Instant::now() + session.config.net.op_timeout;
+        let answer = session.pushes.send(&redis::cmd("PING"), deadline).await;
+        answer.map(|_| ()).map_err(|trouble| session.failed("heard", trouble))
+    }
+
     async fn claim(&self, request: &ClaimRequest) -> Result<Vec<Delivery>> {
         at_least_one("max", request.max)?;
         at_least_one("max_deliveries", request.max_deliveries as usize)?;
