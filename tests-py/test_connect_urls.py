@@ -230,6 +230,7 @@ def postgres_rows() -> Iterator[Row]:
             pool_size=9,
             channel_prefix="e_1",
             wire="native",
+            large_payloads="table",
         ),
     )
 

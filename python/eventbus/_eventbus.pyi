@@ -501,11 +501,11 @@ class RedisSubscription:
     def __anext__(self) -> Pending[tuple[str, bytes] | None]: ...
     def close(self) -> Pending[None]: ...
 
-@final
 def migrate(
     config: dict[str, Any], grant_role: str | None, apply: bool
 ) -> Pending[tuple[int, int, str]]: ...
 
+@final
 class CoreTransaction:
     """The compiled part of a transaction."""
 

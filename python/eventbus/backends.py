@@ -322,7 +322,9 @@ def plan_postgres(values: dict[str, Any], problems: list[str]) -> Plan:
     config = {
         "endpoint": endpoint,
         "net": {"username": "postgres", **_net(values, encrypted, remedy, problems)},
-        **_picked(values, ("database", "schema", "migrate", "pool_size", "large_payloads", *_SHARED)),
+        **_picked(
+            values, ("database", "schema", "migrate", "pool_size", "large_payloads", *_SHARED)
+        ),
     }
     return Plan("postgres", config, {"delivery": "queued", **_bus(values, _BUS)})
 

@@ -31,6 +31,7 @@ from eventbus.errors import (
     EventBusError,
     InvalidArgumentError,
     NotConnectedError,
+    TopicError,
     UnsupportedError,
 )
 from eventbus.outbox import Outbox
@@ -560,7 +561,7 @@ class Bus(CoreBus):
         if not callable(handler):
             raise TypeError(f"handler must be callable, not {type(handler).__name__}: {handler!r}")
         options = ConsumeOptions(
-            group=group,
+            group=_text("group", group),
             concurrency=concurrency,
             batch=batch,
             timeout=None if timeout is None else seconds(timeout, "timeout"),
@@ -599,7 +600,7 @@ class Bus(CoreBus):
             retry: What ``delivery.retry()`` does.
         """
         options = ConsumeOptions(
-            group=group,
+            group=_text("group", group),
             concurrency=prefetch,
             lease=seconds(lease, "lease"),
             max_lease=seconds(max_lease, "max_lease"),
@@ -939,6 +940,7 @@ def _bindings(topic: Topics | None, pattern: str | None) -> list[tuple[str, bool
     for text in [*topics, *([] if pattern is None else [pattern])]:
         if not isinstance(text, str):
             raise TypeError(f"topic must be a str, not {type(text).__name__}: {text!r}")
+        _check_encodable("topic", text)
     bindings = [(text, False) for text in topics]
     if pattern is not None:
         bindings.append((pattern, True))
@@ -973,4 +975,15 @@ def _positive(
 def _text(name: str, value: object) -> str:
     if not isinstance(value, str):
         raise TypeError(f"{name} must be a str, not {type(value).__name__}: {value!r}")
+    _check_encodable(name, value)
     return value
+
+
+def _check_encodable(name: str, text: str) -> None:
+    """Refuse a name that no backend could store or send."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        kind = TopicError if name in ("topic", "group") else InvalidArgumentError
+        shown = ascii(text[:80])
+        raise kind(f"invalid {name} {shown}: cannot be encoded in UTF-8: {error}") from None
