@@ -412,13 +412,18 @@ class Deliveries:
         try:
             core = await self._bus._consume(self._bindings, self._options, False)
         except BaseException as error:
-            self._bus._deliveries.discard(self)
+            if self._core is None:
+                self._bus._deliveries.discard(self)
             if self._closed and isinstance(error, BusClosedError):
                 return None
             raise
         if self._closed:
             await core.stop()
             return None
+        if self._core is not None:
+            # Another reader was quicker while the group was declared.
+            await core.stop()
+            return self._core
         self._core = core
         return core
 
@@ -446,6 +451,7 @@ class Deliveries:
 
         Raises:
             StopAsyncIteration: When it or its bus was closed.
+            BusClosedError: When the bus was closed before.
             NotFoundError: When the group was deleted.
         """
         if self._closed:
@@ -462,6 +468,19 @@ class Deliveries:
                 raise StopAsyncIteration from None
             if delivery is not None:
                 return Delivery(delivery)
+
+    def ready(self) -> Delivery | None:
+        """Return the next delivery when it is in hand already, ``None`` when it has to be awaited.
+
+        Begins nothing: the first delivery comes from ``__anext__``.
+        """
+        if self._closed or self._core is None:
+            return None
+        try:
+            delivery = self._core.take(self._bus)
+        except BusClosedError:
+            return None
+        return None if delivery is None else Delivery(delivery)
 
     async def aclose(self) -> None:
         """End: what was not handed over is released, what was stays with its holder. Idempotent."""

@@ -7,7 +7,7 @@
 //! - `dial`: makes a connection; `link`: keeps one; `session`: everything between connect and close
 //! - `lanes`, `batch`: commits; `registry`: the bindings that targets are computed with
 //! - `claim`, `waits`: claims and who waits for one; `operate`: groups and operators
-//! - `listen`: broadcasts; `message`: the stored form of a message, which is also its frame
+//! - `listen`: broadcasts; `hole`: when a gap is told; `message`: the stored form of a message, which is also its frame
 //! - `raw`: single commands and channels, for wires that others have made
 //! - `checks`: what an operator should know of the server; `scripts`: the scripts
 
@@ -16,6 +16,7 @@ mod checks;
 mod claim;
 mod dead_reason;
 mod dial;
+mod hole;
 mod lanes;
 mod link;
 mod listen;

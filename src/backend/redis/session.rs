@@ -20,10 +20,12 @@ use super::registry::Registry;
 use super::scripts::{self, Script};
 use super::waits::{Waiting, Waits};
 use super::{checks, claim};
-use crate::backend::{Gap, GapCause};
 use crate::config::{RedisConfig, Wire};
 use crate::error::{Error, Result};
 use crate::shutdown::Tasks;
+
+/// Who waits in a group for what is due, by group and partition, and until when.
+type Armed = AHashMap<(Arc<str>, usize), (Waiting, Instant)>;
 
 /// What a session is made of.
 #[derive(Debug)]
@@ -44,7 +46,7 @@ pub(super) struct Session {
     pub(super) subscriptions: Arc<Subscriptions>,
     pub(super) waits: Arc<Waits>,
     /// Places taken by claims that found nothing, with the time to look again.
-    pub(super) armed: Mutex<AHashMap<(Arc<str>, usize), (Waiting, Instant)>>,
+    pub(super) armed: Mutex<Armed>,
     pub(super) slots: claim::Slots,
     pub(super) tasks: Tasks,
 }
@@ -149,8 +151,7 @@ impl Session {
         self.tasks.spawn(link::keep(
             Arc::clone(&self.pushes),
             every,
-            // The hole stands where it was.
-            move || receiver.feeds.gap(Gap { cause: GapCause::Reconnect, count: None }),
+            move || receiver.hole.begin(),
             move || {
                 let maker = of(&own);
                 async move { maker.push_connection().await }
@@ -282,6 +283,7 @@ impl Maker {
         let limit = self.config.net.connect_timeout;
         let (mut names, patterns) = self.subscriptions.all();
         names.push(self.receiver.names.wake.clone().into_bytes());
+        self.receiver.hole.expect(names.len() + patterns.len());
         let ready = async {
             link::subscribe(&mut connection, &names, false).await?;
             link::subscribe(&mut connection, &patterns, true).await
