@@ -1,4 +1,4 @@
-"""The command: `python -m benches [W1 W1q W1p W2 W3 W4 W5 W6 dispatcher start] [--quick]`."""
+"""The command: `python -m benches [W1 W1q W1p W2 W3 W4 W5 W5c W6 dispatcher start] [--quick]`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ WORKLOADS = {
     "W6": w6_codec.workloads,
 }
 # Over a server, with producer and consumer in processes of their own.
-BROKERS = ("W2", "W3", "W4", "W5")
+BROKERS = ("W2", "W3", "W4", "W5", "W5c")
 CHOICES = [*WORKLOADS, *BROKERS, "dispatcher", "start"]
 
 
@@ -53,8 +53,10 @@ def over_broker(name: str, rounds: int, scale: float) -> Iterator[Result]:
     from benches import w3_redis_queue as w3
     from benches import w4_postgres_broadcast as w4
     from benches import w5_postgres_queue as w5
+    from benches import w5c_postgres_care as w5c
 
     runs = {"W2": w2.results, "W3": w3.results, "W4": w4.results, "W5": w5.results}
+    runs["W5c"] = w5c.results
     return runs[name](rounds, scale)
 
 

@@ -8,7 +8,9 @@ import math
 import time
 import weakref
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from datetime import datetime
+from functools import cached_property
 from types import MappingProxyType, ModuleType, TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar, Unpack, runtime_checkable
 
@@ -157,7 +159,6 @@ class Bus(CoreBus):
             max_elements=_positive("max_elements", max_elements, ConfigError),
             manual_clock=_manual_clock,
         )
-        self._in_process: bool = self._capabilities()["in_process"]
         self._malformed_at: dict[str, float] = {}
         self._leaving: asyncio.Task[None] | None = None
         self._subscriptions: dict[str, Callable[[], None]] = {}
@@ -170,6 +171,10 @@ class Bus(CoreBus):
         self.on_state_change: Callable[[BusState], object] | None = None
 
     # Life
+
+    @cached_property
+    def _in_process(self) -> bool:
+        return bool(self._capabilities()["in_process"])
 
     async def connect(self) -> None:
         """Open the bus. Idempotent; a closed bus opens again, without its old subscriptions."""
@@ -224,6 +229,11 @@ class Bus(CoreBus):
             await asyncio.gather(*stops)
         for deliveries in list(self._deliveries):
             await deliveries.aclose()
+        if not self._in_process and (self._streams or self._receivers):
+            # What was published last may still be on its way back.
+            with suppress(TimeoutError, EventBusError):
+                async with asyncio.timeout_at(deadline):
+                    await self._heard()
         for stream in list(self._streams):
             stream._stop()
         await self._drain_receivers(deadline)

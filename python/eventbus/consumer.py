@@ -412,13 +412,18 @@ class Deliveries:
         try:
             core = await self._bus._consume(self._bindings, self._options, False)
         except BaseException as error:
-            self._bus._deliveries.discard(self)
+            if self._core is None:
+                self._bus._deliveries.discard(self)
             if self._closed and isinstance(error, BusClosedError):
                 return None
             raise
         if self._closed:
             await core.stop()
             return None
+        if self._core is not None:
+            # Another reader was quicker while the group was declared.
+            await core.stop()
+            return self._core
         self._core = core
         return core
 
@@ -446,6 +451,7 @@ class Deliveries:
 
         Raises:
             StopAsyncIteration: When it or its bus was closed.
+            BusClosedError: When the bus was closed before.
             NotFoundError: When the group was deleted.
         """
         if self._closed:

@@ -1,6 +1,7 @@
 //! The classes `CoreConsumer` and `CoreDelivery`: claims, settlement, lost leases.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
 
 use pyo3::prelude::*;
 use pyo3::types::{PyList, PyString};
@@ -157,7 +158,7 @@ pub(crate) struct CoreDelivery {
     consumer: Arc<Consumer>,
     delivery: Delivery,
     event: Py<PyEvent>,
-    settled: std::sync::atomic::AtomicBool,
+    settlement: Arc<Settlement>,
     origin: Origin,
     bus: Py<PyAny>,
 }
@@ -170,14 +171,7 @@ impl CoreDelivery {
         origin: Origin,
         bus: Py<PyAny>,
     ) -> Self {
-        Self {
-            bus,
-            consumer,
-            delivery,
-            event,
-            settled: std::sync::atomic::AtomicBool::new(false),
-            origin,
-        }
+        Self { bus, consumer, delivery, event, settlement: Arc::default(), origin }
     }
 
     /// Returns the consumer and the delivery, for a transaction that settles it.
@@ -191,18 +185,18 @@ impl CoreDelivery {
 
     /// Marks it as settled by somebody who settles several; false when it was settled before.
     pub(crate) fn claim_settlement(&self) -> bool {
-        !self.settled.swap(true, std::sync::atomic::Ordering::AcqRel)
+        self.settlement.moves(OPEN, SETTLED)
     }
 
     pub(crate) fn mark_settled(&self) {
-        self.settled.store(true, std::sync::atomic::Ordering::Release);
+        self.settlement.0.store(SETTLED, Ordering::Release);
         self.consumer.forget(self.delivery.lease.token);
     }
 
     /// Settles at once where the backend can, else returns what to await.
     fn settle(&self, outcome: Outcome) -> PyResult<Option<Pending>> {
         self.origin.check()?;
-        if self.settled.swap(true, std::sync::atomic::Ordering::AcqRel) {
+        if !self.settlement.moves(OPEN, UNDER_WAY) {
             return Err(Error::LeaseLost {
                 group: self.delivery.lease.group.to_string(),
                 token: self.delivery.lease.token,
@@ -211,7 +205,13 @@ impl CoreDelivery {
         }
         let (consumer, token) = (Arc::clone(&self.consumer), self.delivery.lease.token);
         let in_process = consumer.bus().backend().in_process().is_some();
-        mailbox::now_or_later(in_process, async move { consumer.settle(token, outcome).await })
+        let settlement = Arc::clone(&self.settlement);
+        let attempt = Attempt { settlement, consumer: Arc::clone(&consumer), token };
+        mailbox::now_or_later(in_process, async move {
+            let result = consumer.settle(token, outcome).await;
+            attempt.ends(&result);
+            result
+        })
     }
 }
 
@@ -276,7 +276,7 @@ impl CoreDelivery {
 
     #[getter]
     fn settled(&self) -> bool {
-        self.settled.load(std::sync::atomic::Ordering::Acquire)
+        self.settlement.0.load(Ordering::Acquire) != OPEN
     }
 
     /// Acknowledges; `None` when done, else what to await.
@@ -317,16 +317,65 @@ impl CoreDelivery {
     }
 }
 
+/// How far the settlement of a delivery is; whoever is last to let go of an unsettled one gives it
+/// back.
+#[derive(Default)]
+struct Settlement(AtomicU8);
+
+const OPEN: u8 = 0;
+const UNDER_WAY: u8 = 1;
+const SETTLED: u8 = 2;
+/// Under way, and nobody else holds the delivery any more.
+const FORGOTTEN: u8 = 3;
+
+impl Settlement {
+    /// Moves from one state to another; false when it was in a third.
+    fn moves(&self, from: u8, to: u8) -> bool {
+        self.0.compare_exchange(from, to, Ordering::AcqRel, Ordering::Acquire).is_ok()
+    }
+}
+
+/// A settlement under way. One that is given up, or that the server did not answer, is none: it can
+/// be tried again, and a delivery that is forgotten is given back instead of being renewed.
+struct Attempt {
+    settlement: Arc<Settlement>,
+    consumer: Arc<Consumer>,
+    token: u64,
+}
+
+impl Attempt {
+    fn ends(&self, result: &Result<(), Error>) {
+        if !matches!(result, Err(error) if error.is_retryable()) {
+            self.settlement.0.store(SETTLED, Ordering::Release);
+        }
+    }
+}
+
+impl Drop for Attempt {
+    fn drop(&mut self) {
+        if !self.settlement.moves(UNDER_WAY, OPEN) && self.settlement.moves(FORGOTTEN, SETTLED) {
+            give_back(&self.consumer, self.token);
+        }
+    }
+}
+
+/// Gives back what nobody holds any more.
+fn give_back(consumer: &Arc<Consumer>, token: u64) {
+    if consumer.bus().backend().in_process().is_some() {
+        let _ = mailbox::now(consumer.settle(token, Outcome::Release));
+    } else {
+        consumer.settle_later(&[token], &Outcome::Release);
+    }
+}
+
 impl Drop for CoreDelivery {
     fn drop(&mut self) {
-        // Garbage collected without a settlement: give it back.
-        if !self.settled.load(std::sync::atomic::Ordering::Acquire) && self.origin.check().is_ok() {
-            let token = self.delivery.lease.token;
-            if self.consumer.bus().backend().in_process().is_some() {
-                let _ = mailbox::now(self.consumer.settle(token, Outcome::Release));
-            } else {
-                self.consumer.settle_later(&[token], &Outcome::Release);
-            }
+        // Garbage collected without a settlement.
+        if self.origin.check().is_ok()
+            && !self.settlement.moves(UNDER_WAY, FORGOTTEN)
+            && self.settlement.moves(OPEN, SETTLED)
+        {
+            give_back(&self.consumer, self.delivery.lease.token);
         }
     }
 }

@@ -62,9 +62,10 @@ class Fuzz:
         if self.rng.random() < 0.1:
             await delivery.release()
             return
-        await delivery.ack()
+        # Before: whether an acknowledgement that was cancelled had an effect is not known.
         number = delivery.event.payload
         self.taken[number] = self.taken.get(number, 0) + 1
+        await delivery.ack()
 
     async def handle(self, event: Event) -> None:
         if self.rng.random() < 0.2:

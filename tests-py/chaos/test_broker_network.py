@@ -221,7 +221,8 @@ async def test_a_reset_of_every_connection_is_survived(
     for _ in range(5):
         loading = asyncio.create_task(load.many(50))
         await asyncio.sleep(0.02)
-        assert proxy.cut(rst=True) >= 1
+        # Between two of its connections a bus has none.
+        assert await soon(lambda: proxy.cut(rst=True), 5)
         await loading
     verdict = await all_done(tmp_path, 15)
     assert not verdict.lost, str(verdict)

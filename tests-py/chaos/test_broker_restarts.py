@@ -126,12 +126,13 @@ async def test_a_subscription_comes_back_whenever_its_session_is_ended(
     assert {gap.cause for gap in markers.gaps} == {"reconnect"}
 
 
+@sizes(4, 20, "times")
 async def test_every_session_ended_under_load_changes_no_figure(
-    broker: Broker, connected: Connect, tmp_path: Path
+    times: int, broker: Broker, connected: Connect, tmp_path: Path
 ) -> None:
     crew = await Crew.made(connected, tmp_path)
     loading = asyncio.create_task(crew.load.run())
-    for _ in range(4):
+    for _ in range(times):
         await asyncio.sleep(0.3)
         if broker.name == "redis":
             with broker.server.client() as client:  # type: ignore[attr-defined]

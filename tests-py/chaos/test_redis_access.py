@@ -17,26 +17,8 @@ from servers.redis_server import RedisServer
 
 PASSWORD = "S3CR3T-xyz"
 OPTIONS = {**QUICK, "drain_timeout": 2.0, "connect_timeout": 2.0}
-# What the scripts call.
-READS = (
-    "+exists +get +hget +hgetall +hexists +hlen +hmget +lindex +llen +lrange +scard +smembers"
-    " +time +zcard +zrange +zrangebylex +zrangebyscore +zscore"
-)
-WRITES = (
-    "+del +expire +hdel +hincrby +hset +incr +ltrim +lpush +pexpire +rpush +sadd +set +spop +srem"
-    " +unlink +zadd +zrem +zremrangebylex +zremrangebyrank +zremrangebyscore +publish"
-)
-CONNECTING = "-@all +auth +hello +ping +select +info +client|setname +script|load"
-
 # The recipes of the documentation. A pattern that is subscribed to has to be named as it is.
-RECIPES = {
-    "worker": "~{eventbus:0}:* resetchannels &{eventbus:0}:* &events:* &{eventbus:0}:b:wor* "
-    f"&events:wor* {CONNECTING} {READS} {WRITES} +evalsha"
-    " +subscribe +unsubscribe +psubscribe +punsubscribe",
-    "publisher": "~{eventbus:0}:* resetchannels &{eventbus:0}:* &events:* "
-    f"{CONNECTING} {READS} {WRITES} +evalsha",
-    "observer": f"%R~{{eventbus:0}}:* resetchannels {CONNECTING} {READS} +evalsha_ro",
-}
+RECIPES = recipes(Path(__file__).parents[2] / "docs/backends/redis.md")
 
 
 def recipe(role: str) -> str:

@@ -57,12 +57,14 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> None:
 def opened(monkeypatch: pytest.MonkeyPatch) -> Opened:
     """What the core was opened with: kind, configuration, limits."""
     found: Opened = []
+    opens = eventbus.Bus._open
 
     def record(self: Any, kind: str, name: Any, config: dict[str, Any], **limits: Any) -> None:
         assert name is None
         found.append((kind, config, limits))
+        opens(self, kind, name, config, **limits)
 
-    monkeypatch.setattr(eventbus.Bus, "_open", record, raising=False)
+    monkeypatch.setattr(eventbus.Bus, "_open", record)
     return found
 
 

@@ -97,7 +97,7 @@ async def test_a_consumer_that_waits_is_woken_when_it_is_due(
     seen = Recorder()
     await bus.consume(topic, seen, group=group)
     for number in (3, 1, 2):
-        await bus.publish(topic, number, delay=number * 0.05)
+        await bus.publish(topic, number, delay=number * 0.2)
     await seen.wait_for(3, WITHIN)
     assert seen.payloads == [1, 2, 3]
 

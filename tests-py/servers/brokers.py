@@ -152,5 +152,5 @@ BROKERS: dict[str, Callable[..., Broker]] = {"redis": RedisBroker, "postgres": P
 
 def brokers() -> list[str]:
     """Return the brokers that the fault tests run over; ``EVENTBUS_BROKERS`` chooses some."""
-    chosen = os.environ.get("EVENTBUS_BROKERS", "redis")
+    chosen = os.environ.get("EVENTBUS_BROKERS", "redis,postgres")
     return chosen.split(",")

@@ -194,9 +194,13 @@ class FaultProxy:
 
         async def end() -> None:
             self._server.close()
+            own = asyncio.current_task()
+            left = [task for task in asyncio.all_tasks() if task is not own]
+            # What was accepted and has no transport yet could not be closed.
+            accepting = [task for task in left if "_accept" in repr(task.get_coro())]
+            await asyncio.gather(*accepting, return_exceptions=True)
             for connection in list(self._connections):
                 self._close(connection, "rst")
-            own = asyncio.current_task()
             left = [task for task in asyncio.all_tasks() if task is not own]
             for task in left:
                 task.cancel()
@@ -239,7 +243,7 @@ class FaultProxy:
             return
         try:
             from_server, to_server = await asyncio.open_connection(*self._target)
-        except OSError as error:
+        except (OSError, asyncio.CancelledError) as error:
             self._note(number, "refuse", str(error))
             _reset(writer)
             return

@@ -238,8 +238,9 @@ impl Committer {
                     return Err((count, Error::Internal { reason }));
                 }
             };
-            attempt += 1;
+            // At once at first: mostly a connection was lost while it was idle.
             let pause = pause(attempt, LONGEST_PAUSE);
+            attempt += 1;
             if Instant::now() + pause >= deadline {
                 self.desk.link.note(&said);
                 return Err((count, self.desk.link.timeout("commit", true)));
@@ -260,7 +261,7 @@ impl Committer {
         registry: &Registry,
         deadline: Instant,
     ) -> Result<(Vec<i32>, Vec<i64>), Fault> {
-        let session = match self.session.take().filter(|session| !session.client().is_closed()) {
+        let session = match self.session.take().filter(|session| session.is_usable()) {
             Some(session) => session,
             None => {
                 let opened = self.desk.link.open_by(deadline).await;

@@ -132,7 +132,10 @@ impl Ear {
         match timeout(self.connect_timeout, self.listen(&client)).await {
             Ok(Ok(())) => self.announce(hole),
             Ok(Err(error)) => return fault::text(&error),
-            Err(_) => return format!("no answer to LISTEN within {:?}", self.connect_timeout),
+            Err(_) => {
+                self.link.give_up();
+                return format!("no answer to LISTEN within {:?}", self.connect_timeout);
+            }
         }
         match self.self_test(&client).await {
             Ok(true) => self.link.set_pooled(false),
@@ -157,7 +160,10 @@ impl Ear {
                 Ok(Ok(true)) => {}
                 Ok(Ok(false)) => return "the server stopped to listen for this client".into(),
                 Ok(Err(error)) => return fault::text(&error),
-                Err(_) => return format!("no answer within {:?}", self.heartbeat),
+                Err(_) => {
+                    self.link.give_up();
+                    return format!("no answer within {:?}", self.heartbeat);
+                }
             }
         }
     }

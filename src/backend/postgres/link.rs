@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use rand::RngExt;
+use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::calls::Call;
@@ -25,6 +26,9 @@ pub(super) struct Link {
     pub(super) schema: Schema,
     pub(super) tasks: Tasks,
     pub(super) op_timeout: Duration,
+    /// How often the server fell silent: connections made before the last time are given up, as a
+    /// peer that is gone answers on none of them, and no other sign comes.
+    silences: watch::Sender<u64>,
     /// Whether notifications do not arrive: a transaction pooler stands between.
     pooled: AtomicBool,
     /// Frames of the wire that could not be read.
@@ -56,6 +60,7 @@ impl Link {
             schema,
             tasks,
             op_timeout,
+            silences: watch::Sender::default(),
             pooled: AtomicBool::new(false),
             malformed: AtomicU64::new(0),
             reconnects: AtomicU64::new(0),
@@ -79,19 +84,34 @@ impl Link {
         !self.is_pooled()
     }
 
+    /// Gives up every connection that there is: the server did not answer in time on one of them.
+    pub(super) fn give_up(&self) {
+        self.silences.send_modify(|count| *count += 1);
+    }
+
+    pub(super) fn silences(&self) -> u64 {
+        *self.silences.borrow()
+    }
+
     pub(super) fn note(&self, trouble: &str) {
         trouble.clone_into(&mut self.last_error.lock());
     }
 
     /// Opens a session whose connection a task drives.
     pub(super) async fn open(self: &Arc<Self>) -> Result<Session> {
+        let born = self.silences();
         let opened = self.connector.open().await;
         let (client, wire) = opened.inspect_err(|error| self.note(&error.to_string()))?;
+        let mut silences = self.silences.subscribe();
         self.tasks.spawn(async move {
-            // Whoever uses the session learns of its end by its own calls.
-            let _ = wire.await;
+            // Whoever uses the session learns of its end by its own calls. A wire that waits for an
+            // answer ends with the silence, or it would wait for as long as TCP does.
+            tokio::select! {
+                _ = wire => {}
+                _ = silences.wait_for(|count| *count != born) => {}
+            }
         });
-        Ok(Session::new(client, Arc::clone(self)))
+        Ok(Session::new(client, Arc::clone(self), born))
     }
 
     /// Opens a session, again and again until the deadline.
@@ -141,8 +161,12 @@ impl Link {
     }
 }
 
-/// Returns a pause with full jitter that grows with the attempts.
+/// Returns a pause after so many attempts that failed before the last one: none at first, then one
+/// with full jitter that grows.
 pub(super) fn pause(attempt: u32, longest: Duration) -> Duration {
+    if attempt == 0 {
+        return Duration::ZERO;
+    }
     let bound = Duration::from_millis(50) * 2u32.saturating_pow(attempt.min(12));
     rand::rng().random_range(Duration::from_millis(1)..=bound.min(longest))
 }

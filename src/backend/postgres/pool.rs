@@ -74,11 +74,12 @@ impl Pool {
                 }
                 Fault::Final(error) => return Err(error),
             };
-            attempt += 1;
+            // At once at first: mostly a connection was lost while it was idle.
             let pause = pause(attempt, self.link.op_timeout / 8);
             if Instant::now() + pause >= deadline {
                 return Err(self.link.connector.failed(&said));
             }
+            attempt += 1;
             tokio::time::sleep(pause).await;
         }
     }
@@ -86,7 +87,7 @@ impl Pool {
     /// Takes an idle session that is not known to be dead, or opens one.
     async fn session(&self, deadline: Instant) -> Result<Session> {
         while let Some(Idle(session)) = self.take() {
-            if !session.client().is_closed() {
+            if session.is_usable() {
                 return Ok(session);
             }
         }

@@ -17,13 +17,20 @@ pub(super) type Argument<'a> = &'a (dyn ToSql + Sync);
 pub(super) struct Session {
     client: Client,
     link: Arc<Link>,
+    /// How often the server had fallen silent when it was made.
+    born: u64,
     /// Statements by the name of their function; empty where a pooler forbids them.
     prepared: Mutex<HashMap<&'static str, Statement>>,
 }
 
 impl Session {
-    pub(super) fn new(client: Client, link: Arc<Link>) -> Self {
-        Self { client, link, prepared: Mutex::default() }
+    pub(super) fn new(client: Client, link: Arc<Link>, born: u64) -> Self {
+        Self { client, link, born, prepared: Mutex::default() }
+    }
+
+    /// Whether it is not known to be dead.
+    pub(super) fn is_usable(&self) -> bool {
+        !self.client.is_closed() && self.born == self.link.silences()
     }
 
     pub(super) fn client(&self) -> &Client {

@@ -226,6 +226,8 @@ end
 -- Does what time has brought: leases that ran out, messages now due, ended times to live.
 local function sweep(group)
   local G = group.G
+  -- After a removal a full server takes what else is written.
+  call('HDEL', G .. 'm', 'next')
   local ended = call('ZRANGEBYSCORE', G .. 't', '-inf', int(now), 'LIMIT', 0, 1000)
   for _, seq in ipairs(ended) do
     local copy = load_copy(group, seq)
@@ -260,8 +262,6 @@ local function sweep(group)
   group.next = earliest
   if earliest then
     call('HSET', G .. 'm', 'next', int(earliest))
-  else
-    call('HDEL', G .. 'm', 'next')
   end
 end
 
