@@ -67,6 +67,11 @@ impl Feeds {
         wakers.into_iter().for_each(std::task::Waker::wake);
     }
 
+    /// Whether nobody listens.
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.lock().feeds.is_empty()
+    }
+
     /// Whether any listener wants a topic: what has to be fetched first need not be, else.
     pub(super) fn wants(&self, topic: &str) -> bool {
         self.0.lock().routes.has_match(topic)

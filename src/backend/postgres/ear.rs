@@ -169,8 +169,10 @@ impl Ear {
     }
 
     async fn listen(&self, client: &Client) -> Result<(), tokio_postgres::Error> {
-        // The channel is made from a validated schema name: nothing in it needs escaping.
-        client.batch_execute(&format!("listen \"{}\"", self.link.schema.channel())).await
+        // One transaction: what arrives proves both. The channel is made from a validated schema
+        // name: nothing in it needs escaping.
+        let hear = if self.feeds.is_empty() { String::new() } else { self.link.schema.hear() };
+        client.batch_execute(&format!("listen \"{}\"; {hear}", self.link.schema.channel())).await
     }
 
     /// Whether a notification to ourselves arrives.

@@ -370,9 +370,17 @@ async fn listen(live: &Arc<Live>, request: ListenRequest) -> Result<Box<dyn List
             });
         };
         // What was published before arrives before this answer, so it is not heard.
-        match tokio::time::timeout_at(deadline, client.simple_query("select 1")).await {
+        match tokio::time::timeout_at(deadline, client.simple_query(&live.link.schema.hear())).await
+        {
             Ok(Ok(_)) if live.is_ended() => return Err(closed()),
-            Ok(Ok(_)) => return Ok(Box::new(live.feeds.add(request, Box::new(())))),
+            Ok(Ok(_)) => {
+                let added = live.feeds.add(request.clone(), Box::new(()));
+                // A connection that was made meanwhile may not have known that somebody listens.
+                if matches!(&*live.hearing.borrow(), Hearing::Live(now) if Arc::ptr_eq(now, &client))
+                {
+                    return Ok(Box::new(added));
+                }
+            }
             Ok(Err(_)) => tokio::time::sleep(Duration::from_millis(50)).await,
             Err(_) => return Err(late()),
         }
