@@ -24,7 +24,8 @@ PYO3 := PYO3_PYTHON=$(BIN)/python
 
 RUST_SOURCES := Cargo.toml Cargo.lock $(shell find src -type f -not -name '.*')
 # Type-checked beside the package, where they exist.
-TYPED := python/eventbus $(wildcard examples/*.py tests-py/typing_samples)
+TYPED := python/eventbus $(wildcard examples/*.py examples/background_progress examples/cluster \
+	tests-py/typing_samples)
 
 ##@ Everyday
 
@@ -36,6 +37,11 @@ help: ## Show this list
 .PHONY: demo
 demo: build ## Build and run the demo on the memory bus; nothing else is needed
 	@$(BIN)/python examples/git_history.py
+
+.PHONY: demo-cluster
+demo-cluster: build ## Managers and agents on a Redis of their own, one killed half-way; URL=… for another bus
+	@$(if $(URL),,scripts/servers redis)
+	@$(BIN)/python examples/cluster/run.py $(if $(URL),--url $(URL))
 
 .PHONY: test
 test: servers build $(VENV)/.dev test-rust test-python ## Run every test of both languages
@@ -79,8 +85,12 @@ test-rust: ## Rust tests without Python (cargo-nextest when installed), then doc
 	fi
 	cargo test $(LOCKED) --doc
 
+.PHONY: browser
+browser: ## Install the browser of the tests, where it is missing
+	@scripts/servers browser
+
 .PHONY: test-python
-test-python: servers build $(VENV)/.dev ## Python tests
+test-python: servers browser build $(VENV)/.dev ## Python tests
 	$(BIN)/python -m pytest
 
 .PHONY: lint-rust

@@ -1,4 +1,4 @@
-"""The command: `python -m benches [W1 W1q W1p W2 W3 W4 W5 W5c W6 start] [--quick]`."""
+"""The command: `python -m benches [W1 W1q W1p W2 W3 W4 W5 W5c W6 dispatcher start] [--quick]`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ WORKLOADS = {
 }
 # Over a server, with producer and consumer in processes of their own.
 BROKERS = ("W2", "W3", "W4", "W5", "W5c")
-CHOICES = [*WORKLOADS, *BROKERS, "start"]
+CHOICES = [*WORKLOADS, *BROKERS, "dispatcher", "start"]
 
 
 def arguments() -> argparse.Namespace:
@@ -82,6 +82,12 @@ def main() -> int:
         if name in given.workloads:
             for result in over_broker(name, given.rounds, given.scale):
                 add(result)
+    if "dispatcher" in given.workloads:
+        from benches import dispatcher
+
+        how = {"cpu": given.cpu, "collect": given.gc}
+        for result in dispatcher.results(given.rounds, given.scale, **how):
+            add(result)
     if "start" in given.workloads:
         for result in start.results(given.rounds, cpu=given.cpu):
             add(result)

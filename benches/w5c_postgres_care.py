@@ -50,8 +50,8 @@ async def publish_by_many(bus: Bus, topic: str, count: int) -> float:
 async def rates(server: PostgresServer, rounds: int, count: int) -> dict[str, list[float]]:
     """Return what a publish costs with and without idle listeners of other channels.
 
-    A queue alone sends no notifications. Beside a subscriber each parcel sends some, and each of them
-    wakes every session of the database that listens to anything.
+    A queue alone sends no notifications. Beside a subscriber each parcel sends some, and each of
+    them wakes every session of the database that listens to anything.
     """
     names = [QUEUE, QUEUE_BUSY, HEARD, HEARD_BUSY, NEWS, NEWS_BUSY]
     found: dict[str, list[float]] = {name: [] for name in names}

@@ -77,6 +77,7 @@ BUS_LAYER = {
     "joined",
     "migration",
     "payloads",
+    "redis_client",
     "stream",
     "subscription",
     "types",
@@ -107,8 +108,12 @@ def _check_python(one: Import) -> str | None:
     if target == "_eventbus" and here not in BUS_LAYER:
         return "only the bus layer imports the extension"
     served = (here, target) in {("pytest_plugin", "testing"), ("__main__", "cli")}
-    if target in NOBODY_IMPORTS and top != target and not served:
+    # A compat module offers the original's HTTP handlers; contrib imports their package by itself.
+    offered = (top, target) == ("compat", "contrib")
+    if target in NOBODY_IMPORTS and top != target and not served and not offered:
         return NOBODY_IMPORTS[target]
+    if top in ABOVE_THE_BUS and target in ABOVE_THE_BUS and top != target:
+        return "what stands above the bus stands side by side"
     if top == "compat" and target == "compat":
         mine, other = (name.split(".")[1] for name in (here + ".", there + "."))
         if other != mine:
@@ -298,6 +303,10 @@ def test_every_rust_file_says_its_job_in_its_first_line() -> None:
         ("bus.py", "eventbus.testing.Recorder", "nobody imports testing"),
         ("compat/ray.py", "eventbus.compat.allura", "never imports another"),
         ("tasks.py", "eventbus._eventbus", "only the bus layer"),
+        ("dispatcher/engine.py", "eventbus._eventbus.CoreBus", "only the bus layer"),
+        ("background/manager.py", "eventbus.dispatcher.EventDispatcher", "side by side"),
+        ("background/sse.py", "eventbus.contrib.sse", "nobody imports contrib"),
+        ("contrib/sse.py", "eventbus.compat.backendai.events", "nobody imports compat"),
     ],
 )
 def test_each_python_rule_catches_its_breach(file: str, name: str, rule: str) -> None:

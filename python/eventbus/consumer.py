@@ -469,6 +469,19 @@ class Deliveries:
             if delivery is not None:
                 return Delivery(delivery)
 
+    def ready(self) -> Delivery | None:
+        """Return the next delivery when it is in hand already, ``None`` when it has to be awaited.
+
+        Begins nothing: the first delivery comes from ``__anext__``.
+        """
+        if self._closed or self._core is None:
+            return None
+        try:
+            delivery = self._core.take(self._bus)
+        except BusClosedError:
+            return None
+        return None if delivery is None else Delivery(delivery)
+
     async def aclose(self) -> None:
         """End: what was not handed over is released, what was stays with its holder. Idempotent."""
         self._closed = True

@@ -1,7 +1,7 @@
 //! The classes `CoreConsumer` and `CoreDelivery`: claims, settlement, lost leases.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU8, Ordering};
 
 use pyo3::prelude::*;
 use pyo3::types::{PyList, PyString};
@@ -158,7 +158,7 @@ pub(crate) struct CoreDelivery {
     consumer: Arc<Consumer>,
     delivery: Delivery,
     event: Py<PyEvent>,
-    settled: Arc<AtomicBool>,
+    settlement: Arc<Settlement>,
     origin: Origin,
     bus: Py<PyAny>,
 }
@@ -171,8 +171,7 @@ impl CoreDelivery {
         origin: Origin,
         bus: Py<PyAny>,
     ) -> Self {
-        let settled = Arc::new(AtomicBool::new(false));
-        Self { bus, consumer, delivery, event, settled, origin }
+        Self { bus, consumer, delivery, event, settlement: Arc::default(), origin }
     }
 
     /// Returns the consumer and the delivery, for a transaction that settles it.
@@ -186,18 +185,18 @@ impl CoreDelivery {
 
     /// Marks it as settled by somebody who settles several; false when it was settled before.
     pub(crate) fn claim_settlement(&self) -> bool {
-        !self.settled.swap(true, Ordering::AcqRel)
+        self.settlement.moves(OPEN, SETTLED)
     }
 
     pub(crate) fn mark_settled(&self) {
-        self.settled.store(true, Ordering::Release);
+        self.settlement.0.store(SETTLED, Ordering::Release);
         self.consumer.forget(self.delivery.lease.token);
     }
 
     /// Settles at once where the backend can, else returns what to await.
     fn settle(&self, outcome: Outcome) -> PyResult<Option<Pending>> {
         self.origin.check()?;
-        if self.settled.swap(true, Ordering::AcqRel) {
+        if !self.settlement.moves(OPEN, UNDER_WAY) {
             return Err(Error::LeaseLost {
                 group: self.delivery.lease.group.to_string(),
                 token: self.delivery.lease.token,
@@ -206,7 +205,8 @@ impl CoreDelivery {
         }
         let (consumer, token) = (Arc::clone(&self.consumer), self.delivery.lease.token);
         let in_process = consumer.bus().backend().in_process().is_some();
-        let mut attempt = Attempt { settled: Arc::clone(&self.settled), is_over: false };
+        let settlement = Arc::clone(&self.settlement);
+        let attempt = Attempt { settlement, consumer: Arc::clone(&consumer), token };
         mailbox::now_or_later(in_process, async move {
             let result = consumer.settle(token, outcome).await;
             attempt.ends(&result);
@@ -276,7 +276,7 @@ impl CoreDelivery {
 
     #[getter]
     fn settled(&self) -> bool {
-        self.settled.load(Ordering::Acquire)
+        self.settlement.0.load(Ordering::Acquire) != OPEN
     }
 
     /// Acknowledges; `None` when done, else what to await.
@@ -317,37 +317,65 @@ impl CoreDelivery {
     }
 }
 
-/// A settlement under way. One that is given up, or that the server did not answer, is none: it can be
-/// tried again, and a delivery that is forgotten after it is given back instead of being renewed.
+/// How far the settlement of a delivery is; whoever is last to let go of an unsettled one gives it
+/// back.
+#[derive(Default)]
+struct Settlement(AtomicU8);
+
+const OPEN: u8 = 0;
+const UNDER_WAY: u8 = 1;
+const SETTLED: u8 = 2;
+/// Under way, and nobody else holds the delivery any more.
+const FORGOTTEN: u8 = 3;
+
+impl Settlement {
+    /// Moves from one state to another; false when it was in a third.
+    fn moves(&self, from: u8, to: u8) -> bool {
+        self.0.compare_exchange(from, to, Ordering::AcqRel, Ordering::Acquire).is_ok()
+    }
+}
+
+/// A settlement under way. One that is given up, or that the server did not answer, is none: it can
+/// be tried again, and a delivery that is forgotten is given back instead of being renewed.
 struct Attempt {
-    settled: Arc<AtomicBool>,
-    is_over: bool,
+    settlement: Arc<Settlement>,
+    consumer: Arc<Consumer>,
+    token: u64,
 }
 
 impl Attempt {
-    fn ends(&mut self, result: &Result<(), Error>) {
-        self.is_over = !matches!(result, Err(error) if error.is_retryable());
+    fn ends(&self, result: &Result<(), Error>) {
+        if !matches!(result, Err(error) if error.is_retryable()) {
+            self.settlement.0.store(SETTLED, Ordering::Release);
+        }
     }
 }
 
 impl Drop for Attempt {
     fn drop(&mut self) {
-        if !self.is_over {
-            self.settled.store(false, Ordering::Release);
+        if !self.settlement.moves(UNDER_WAY, OPEN) && self.settlement.moves(FORGOTTEN, SETTLED) {
+            give_back(&self.consumer, self.token);
         }
+    }
+}
+
+/// Gives back what nobody holds any more.
+fn give_back(consumer: &Arc<Consumer>, token: u64) {
+    if consumer.bus().backend().in_process().is_some() {
+        let _ = mailbox::now(consumer.settle(token, Outcome::Release));
+    } else {
+        consumer.settle_later(&[token], &Outcome::Release);
     }
 }
 
 impl Drop for CoreDelivery {
     fn drop(&mut self) {
-        // Garbage collected without a settlement: give it back.
-        if !self.settled.load(Ordering::Acquire) && self.origin.check().is_ok() {
-            let token = self.delivery.lease.token;
-            if self.consumer.bus().backend().in_process().is_some() {
-                let _ = mailbox::now(self.consumer.settle(token, Outcome::Release));
-            } else {
-                self.consumer.settle_later(&[token], &Outcome::Release);
-            }
+        // Garbage collected without a settlement.
+        if self.origin.check().is_ok()
+            && !self.settlement.moves(UNDER_WAY, FORGOTTEN)
+            && self.settlement.moves(OPEN, SETTLED)
+        {
+            give_back(&self.consumer, self.delivery.lease.token);
         }
     }
 }

@@ -113,6 +113,13 @@ impl RedisClient {
         }))
     }
 
+    /// Drops what comes on a channel with another first entry.
+    fn keep(&self, channel: &str, keys: Vec<String>, values: Vec<String>) -> PyResult<()> {
+        self.origin.check()?;
+        self.client.keep(channel, keys, values);
+        Ok(())
+    }
+
     /// Disconnects. Idempotent.
     fn close(&self) -> PyResult<Pending> {
         self.origin.check()?;

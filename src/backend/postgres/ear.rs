@@ -153,6 +153,7 @@ impl Ear {
         self.hearing.send_replace(Hearing::Live(Arc::clone(&client)));
         if again {
             self.wakes.all();
+            self.feeds.look();
         }
         loop {
             tokio::time::sleep(self.heartbeat).await;

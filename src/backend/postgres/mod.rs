@@ -6,7 +6,7 @@
 //! - `connect`, `session`, `pool`, `link`: connections; `fault`: what their errors mean
 //! - `parcel`, `step`, `send`, `answers`, `committer`: the write path, in batches
 //! - `joined`: transactions on a connection of the caller's
-//! - `ear`, `wire`: notifications; `wake`, `hollow`: who waits
+//! - `kept`: broadcasts kept for replay; `ear`, `wire`: notifications; `wake`, `hollow`: who waits
 //! - `registry`: what is bound to what; `claims`, `operate`, `records`: everything else
 //! - `live`: an open backend
 
@@ -19,6 +19,7 @@ mod ear;
 mod fault;
 mod hollow;
 mod joined;
+mod kept;
 mod link;
 mod live;
 mod migration;
@@ -47,6 +48,7 @@ use self::connect::Connector;
 use self::ear::Hearing;
 use self::live::Live;
 use self::operate::storable;
+use super::replay;
 use super::{
     Backend, Capabilities, ClaimRequest, Committed, ConnectionState, DeadLetter, Delivery,
     GroupSpec, Health, Inspection, Joins, Lease, ListenRequest, Listener, MessageAction, MessageId,
@@ -98,7 +100,7 @@ impl PostgresBackend {
             name: "postgres",
             in_process: false,
             durable: true,
-            replay: false,
+            replay: config.kept().is_some_and(|kept| kept.is_on()),
             max_partitions: 1,
         };
         let turn = tokio::sync::Mutex::default();
@@ -219,14 +221,13 @@ impl Backend for PostgresBackend {
 
     async fn listen(&self, request: ListenRequest) -> Result<Box<dyn Listener>> {
         at_least_one("buffer", request.buffer)?;
-        if request.since.is_some() {
-            return Err(Error::Unsupported {
-                operation: "subscribe(since=…)",
-                backend: "postgres",
-                remedy: "subscribe without since",
-            });
+        let Some(since) = request.since else {
+            return self.run(async |live| listen(live, request).await).await;
+        };
+        if !self.capabilities.replay {
+            return Err(replay::unsupported("postgres"));
         }
-        self.run(async |live| listen(live, request).await).await
+        self.run(async |live| kept::listen(live, &request, since).await).await
     }
 
     async fn declare_group(&self, spec: GroupSpec) -> Result<()> {
@@ -370,14 +371,14 @@ async fn listen(live: &Arc<Live>, request: ListenRequest) -> Result<Box<dyn List
             });
         };
         // What was published before arrives before this answer, so it is not heard.
-        match tokio::time::timeout_at(deadline, client.simple_query(&live.link.schema.hear())).await
-        {
+        let hear = live.link.schema.hear();
+        match tokio::time::timeout_at(deadline, client.simple_query(&hear)).await {
             Ok(Ok(_)) if live.is_ended() => return Err(closed()),
             Ok(Ok(_)) => {
                 let added = live.feeds.add(request.clone(), Box::new(()));
+                let hearing = live.hearing.borrow();
                 // A connection that was made meanwhile may not have known that somebody listens.
-                if matches!(&*live.hearing.borrow(), Hearing::Live(now) if Arc::ptr_eq(now, &client))
-                {
+                if matches!(&*hearing, Hearing::Live(now) if Arc::ptr_eq(now, &client)) {
                     return Ok(Box::new(added));
                 }
             }

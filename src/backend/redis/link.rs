@@ -230,7 +230,7 @@ impl Link {
             }
             Some("BUSY") => Trouble::Away,
             Some("NOPERM") => Trouble::Refused(self.denied(error)),
-            Some(_) if says(error).contains("NOPERM") => Trouble::Refused(self.denied(error)),
+            Some(_) if is_denied(&says(error)) => Trouble::Refused(self.denied(error)),
             Some(_) => Trouble::Refused(self.refused(error)),
             None => {
                 break_off();
@@ -342,4 +342,9 @@ pub(super) async fn subscribe(
         }
     }
     Ok(())
+}
+
+/// Whether a script was stopped by a right that its user lacks.
+fn is_denied(reason: &str) -> bool {
+    reason.contains("NOPERM") || reason.contains("user executing the script can't")
 }

@@ -10,10 +10,12 @@ use parking_lot::Mutex;
 use redis::{PushInfo, PushKind, Value};
 use tokio::time::Instant;
 
+use super::hole::Hole;
 use super::link::{Link, Trouble};
 use super::message;
 use super::waits::Waits;
 use crate::backend::feeds::Feeds;
+use crate::backend::{Gap, GapCause};
 use crate::topic::Binding;
 
 /// What reads what the server pushes; runs on the connection's own task and never waits.
@@ -23,6 +25,7 @@ pub(super) struct Receiver {
     pub(super) waits: Arc<Waits>,
     pub(super) names: Names,
     pub(super) link: Arc<Link>,
+    pub(super) hole: Hole,
     /// What passes wake-ups on.
     pub(super) wakes: tokio::sync::mpsc::UnboundedSender<String>,
     latest: Mutex<Latest>,
@@ -77,12 +80,15 @@ impl Receiver {
         link: Arc<Link>,
         wakes: tokio::sync::mpsc::UnboundedSender<String>,
     ) -> Self {
-        let latest = Mutex::default();
-        Self { feeds: Feeds::default(), waits, names, link, wakes, latest }
+        let (feeds, hole, latest) = (Feeds::default(), Hole::default(), Mutex::default());
+        Self { feeds, waits, names, link, hole, wakes, latest }
     }
 
     /// Takes what the server sent on its own.
     pub(super) fn take(&self, info: PushInfo) {
+        if self.hole.is_told_now(&info) {
+            self.feeds.gap(Gap { cause: GapCause::Reconnect, count: None });
+        }
         let mut data = info.data.into_iter();
         match info.kind {
             PushKind::Disconnection => self.link.break_off(),

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use parking_lot::Mutex;
+use ahash::{AHashMap, AHashSet};
+use parking_lot::{Mutex, RwLock};
 use redis::aio::{MultiplexedConnection, SendError};
 use redis::{Cmd, PushInfo, PushKind, Value, cmd};
 use tokio::runtime::Handle;
@@ -11,6 +12,7 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::dial::{Dialer, Push, refusal};
+use super::hole::Hole;
 use super::link::{self, Link, Status, Trouble};
 use super::listen::{Needed, Subscriptions};
 use crate::backend::feeds::Feeds;
@@ -57,6 +59,31 @@ impl From<Value> for Reply {
     }
 }
 
+/// Which messages of a channel are wanted, by the first entry of the `MessagePack` map that they
+/// are. What is no such map is wanted: the caller tells what is wrong with it.
+#[derive(Debug)]
+struct Filter {
+    keys: AHashSet<String>,
+    values: AHashSet<String>,
+}
+
+impl Filter {
+    fn wants(&self, message: &[u8]) -> bool {
+        let value = first_entry(message).filter(|(key, _)| self.keys.contains(*key));
+        value.is_none_or(|(_, value)| self.values.contains(value))
+    }
+}
+
+fn first_entry(message: &[u8]) -> Option<(&str, &str)> {
+    let mut rest = message;
+    rmp::decode::read_map_len(&mut rest).ok().filter(|entries| *entries > 0)?;
+    let (key, rest) = rmp::decode::read_str_from_slice(rest).ok()?;
+    let (value, _) = rmp::decode::read_str_from_slice(rest).ok()?;
+    Some((key, value))
+}
+
+type Filters = Arc<RwLock<AHashMap<String, Filter>>>;
+
 /// What is alive between connect and close.
 #[derive(Debug)]
 struct Open {
@@ -74,6 +101,7 @@ pub struct RedisClient {
     dialer: Arc<Dialer>,
     open: Mutex<Option<Arc<Open>>>,
     connecting: tokio::sync::Mutex<()>,
+    filters: Filters,
 }
 
 impl RedisClient {
@@ -89,6 +117,7 @@ impl RedisClient {
             dialer,
             open: Mutex::default(),
             connecting: tokio::sync::Mutex::default(),
+            filters: Filters::default(),
         })
     }
 
@@ -137,18 +166,19 @@ impl RedisClient {
             pushes: Arc::clone(&pushes),
             feeds: Arc::clone(&open.feeds),
             subscriptions: Arc::clone(&open.subscriptions),
+            filters: Arc::clone(&self.filters),
+            hole: Arc::default(),
             limit: self.config.net.connect_timeout,
         };
         let (connection, endpoint) = listening.connection().await?;
         pushes.put(connection, endpoint);
-        let feeds = Arc::clone(&open.feeds);
-        let gap = move || feeds.gap(Gap { cause: GapCause::Reconnect, count: None });
+        let hole = Arc::clone(&listening.hole);
         let listening = Arc::new(listening);
         let make = move || {
             let listening = Arc::clone(&listening);
             async move { listening.connection().await }
         };
-        open.tasks.spawn(link::keep(Arc::clone(&pushes), every, gap, make, || {}));
+        open.tasks.spawn(link::keep(Arc::clone(&pushes), every, move || hole.begin(), make, || {}));
         let (subscriptions, limit) = (Arc::clone(&open.subscriptions), self.config.net.op_timeout);
         open.tasks.spawn(async move {
             while let Some(names) = over.recv().await {
@@ -246,6 +276,13 @@ impl RedisClient {
         Ok(Box::new(listener))
     }
 
+    /// Drops from now on what comes on a channel and is a `MessagePack` map whose first key is one
+    /// of `keys` with a text that is none of `values`.
+    pub fn keep(&self, channel: &str, keys: Vec<String>, values: Vec<String>) {
+        let (keys, values) = (keys.into_iter().collect(), values.into_iter().collect());
+        self.filters.write().insert(channel.to_owned(), Filter { keys, values });
+    }
+
     /// Disconnects; subscriptions end. Idempotent.
     pub async fn close(&self) {
         let open = self.open.lock().take();
@@ -264,18 +301,25 @@ struct Listening {
     pushes: Arc<Link>,
     feeds: Arc<Feeds>,
     subscriptions: Arc<Subscriptions>,
+    filters: Filters,
+    hole: Arc<Hole>,
     limit: Duration,
 }
 
 impl Listening {
     async fn connection(&self) -> Result<(MultiplexedConnection, String)> {
         let (feeds, pushes) = (Arc::clone(&self.feeds), Arc::clone(&self.pushes));
+        let (filters, hole) = (Arc::clone(&self.filters), Arc::clone(&self.hole));
         let push: Push = Arc::new(move |info: PushInfo| -> Result<(), SendError> {
-            take(&feeds, &pushes, info);
+            if hole.is_told_now(&info) {
+                feeds.gap(Gap { cause: GapCause::Reconnect, count: None });
+            }
+            take(&feeds, &pushes, &filters, info);
             Ok(())
         });
         let (mut connection, endpoint) = self.dialer.dial("", Some(push)).await?;
         let (names, _) = self.subscriptions.all();
+        self.hole.expect(names.len());
         let ready = link::subscribe(&mut connection, &names, false);
         match tokio::time::timeout(self.limit, ready).await {
             Ok(Ok(())) => Ok((connection, endpoint.to_string())),
@@ -288,7 +332,7 @@ impl Listening {
     }
 }
 
-fn take(feeds: &Feeds, pushes: &Link, info: PushInfo) {
+fn take(feeds: &Feeds, pushes: &Link, filters: &Filters, info: PushInfo) {
     if info.kind == PushKind::Disconnection {
         return pushes.break_off();
     }
@@ -299,7 +343,31 @@ fn take(feeds: &Feeds, pushes: &Link, info: PushInfo) {
     if let (Some(Value::BulkString(channel)), Some(Value::BulkString(payload))) =
         (data.next(), data.next())
         && let Ok(channel) = std::str::from_utf8(&channel)
+        && filters.read().get(channel).is_none_or(|filter| filter.wants(&payload))
     {
         feeds.deliver(&channel.into(), &payload.into());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_filter_drops_what_it_knows_and_keeps_what_it_cannot_read() {
+        let names = |some: &[&str]| some.iter().map(ToString::to_string).collect();
+        let filter = Filter { keys: names(&["name"]), values: names(&["wanted"]) };
+        let map = |key: &str, value: &str| {
+            let mut message = vec![0x81];
+            rmp::encode::write_str(&mut message, key).unwrap();
+            rmp::encode::write_str(&mut message, value).unwrap();
+            message
+        };
+        assert!(filter.wants(&map("name", "wanted")));
+        assert!(!filter.wants(&map("name", "other")));
+        assert!(filter.wants(&map("another key", "other")));
+        for unreadable in [&b""[..], b"\x80", b"\xc1", b"\x81\xa4name", b"\x81\xa4name\x01"] {
+            assert!(filter.wants(unreadable), "{unreadable:?}");
+        }
     }
 }

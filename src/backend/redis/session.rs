@@ -15,15 +15,17 @@ use super::batch::Channels;
 use super::dial::{Dialer, Push, ask, refusal};
 use super::lanes::{Context, Lane, load};
 use super::link::{self, Link, Status, Trouble};
-use super::listen::{Names, Receiver, Subscriptions};
+use super::listen::{Names, Needed, Receiver, Subscriptions};
 use super::registry::Registry;
 use super::scripts::{self, Script};
 use super::waits::{Waiting, Waits};
-use super::{checks, claim};
-use crate::backend::{Gap, GapCause};
+use super::{checks, claim, kept};
 use crate::config::{RedisConfig, Wire};
 use crate::error::{Error, Result};
 use crate::shutdown::Tasks;
+
+/// Who waits in a group for what is due, by group and partition, and until when.
+type Armed = AHashMap<(Arc<str>, usize), (Waiting, Instant)>;
 
 /// What a session is made of.
 #[derive(Debug)]
@@ -44,7 +46,7 @@ pub(super) struct Session {
     pub(super) subscriptions: Arc<Subscriptions>,
     pub(super) waits: Arc<Waits>,
     /// Places taken by claims that found nothing, with the time to look again.
-    pub(super) armed: Mutex<AHashMap<(Arc<str>, usize), (Waiting, Instant)>>,
+    pub(super) armed: Mutex<Armed>,
     pub(super) slots: claim::Slots,
     pub(super) tasks: Tasks,
 }
@@ -145,17 +147,19 @@ impl Session {
             move || waits.wake_all(),
         ));
         let (own, waits) = (of(maker), Arc::clone(&self.waits));
-        let receiver = Arc::clone(&self.receiver);
+        let (receiver, found) = (Arc::clone(&self.receiver), Arc::clone(&self.receiver));
         self.tasks.spawn(link::keep(
             Arc::clone(&self.pushes),
             every,
-            // The hole stands where it was.
-            move || receiver.feeds.gap(Gap { cause: GapCause::Reconnect, count: None }),
+            move || receiver.hole.begin(),
             move || {
                 let maker = of(&own);
                 async move { maker.push_connection().await }
             },
-            move || waits.wake_all(),
+            move || {
+                waits.wake_all();
+                found.feeds.look();
+            },
         ));
     }
 
@@ -205,6 +209,16 @@ impl Session {
                 self.commands.too_late(operation, after, false)
             }
         }
+    }
+
+    /// Subscribes to names and patterns of the server and waits for its confirmation.
+    pub(super) async fn subscribe(
+        &self,
+        wanted: Vec<(Vec<u8>, bool)>,
+        deadline: Instant,
+    ) -> Result<Needed> {
+        let added = self.subscriptions.add(&self.pushes, wanted, deadline).await;
+        added.map_err(|trouble| self.failed("subscribe", trouble))
     }
 
     /// Ends everything; waiting calls return.
@@ -258,7 +272,12 @@ impl Maker {
                 .arg(self.config.max_dead)
                 .arg("max_tombstones")
                 .arg(self.config.max_tombstones);
-            match ask(&mut connection, &configure).await {
+            let configured = ask(&mut connection, &configure).await;
+            let configured = match kept::configure(&self.config, &self.prefix) {
+                Some(keep) if configured.is_ok() => ask(&mut connection, &keep).await,
+                _ => configured,
+            };
+            match configured {
                 // A full server, or one whose disk is full, still has them from before.
                 Err(error) if matches!(error.code(), Some("OOM" | "MISCONF" | "NOPERM")) => Ok(()),
                 other => other.map(drop),
@@ -282,6 +301,7 @@ impl Maker {
         let limit = self.config.net.connect_timeout;
         let (mut names, patterns) = self.subscriptions.all();
         names.push(self.receiver.names.wake.clone().into_bytes());
+        self.receiver.hole.expect(names.len() + patterns.len());
         let ready = async {
             link::subscribe(&mut connection, &names, false).await?;
             link::subscribe(&mut connection, &patterns, true).await

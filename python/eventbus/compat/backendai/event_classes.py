@@ -1,0 +1,517 @@
+"""The typed events of era B: class, name and tuple (section 6 of the contract)."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Self
+
+from eventbus.compat.backendai.types import LogSeverity
+from eventbus.dispatcher import AbstractEvent
+
+__all__ = [
+    "AgentErrorEvent",
+    "AgentHeartbeatEvent",
+    "AgentStartedEvent",
+    "AgentTerminatedEvent",
+    "BgtaskCancelledEvent",
+    "BgtaskDoneEvent",
+    "BgtaskDoneEventArgs",
+    "BgtaskFailedEvent",
+    "BgtaskUpdatedEvent",
+    "DoIdleCheckEvent",
+    "DoPrepareEvent",
+    "DoScheduleEvent",
+    "DoSyncKernelLogsEvent",
+    "DoSyncKernelStatsEvent",
+    "DoTerminateSessionEvent",
+    "EmptyEventArgs",
+    "ExecutionCancelledEvent",
+    "ExecutionFinishedEvent",
+    "ExecutionStartedEvent",
+    "ExecutionTimeoutEvent",
+    "GenericAgentEventArgs",
+    "GenericSessionEventArgs",
+    "KernelCancelledEvent",
+    "KernelCreatingEvent",
+    "KernelCreationEventArgs",
+    "KernelEnqueuedEvent",
+    "KernelPreparingEvent",
+    "KernelPullingEvent",
+    "KernelStartedEvent",
+    "KernelTerminatedEvent",
+    "KernelTerminatingEvent",
+    "KernelTerminationEventArgs",
+    "SessionCancelledEvent",
+    "SessionCreationEventArgs",
+    "SessionEnqueuedEvent",
+    "SessionFailureEvent",
+    "SessionPreparingEvent",
+    "SessionResultEventArgs",
+    "SessionScheduledEvent",
+    "SessionStartedEvent",
+    "SessionSuccessEvent",
+    "SessionTerminatedEvent",
+    "SessionTerminationEventArgs",
+]
+
+_Value = tuple[Any, ...]
+
+
+def _id(value: object) -> uuid.UUID:
+    return value if isinstance(value, uuid.UUID) else uuid.UUID(str(value))
+
+
+class EmptyEventArgs:
+    """No arguments."""
+
+    def serialize(self) -> _Value:
+        """Return ``()``."""
+        return ()
+
+    @classmethod
+    def deserialize(cls, value: _Value) -> Self:
+        """Make the event; arguments are ignored."""
+        del value
+        return cls()
+
+    def __eq__(self, other: object) -> bool:
+        """Whether it is of the same class."""
+        return type(other) is type(self)
+
+    def __hash__(self) -> int:
+        """Hash by class."""
+        return hash(type(self))
+
+
+class DoScheduleEvent(EmptyEventArgs, AbstractEvent):
+    """Schedule what waits."""
+
+    name = "do_schedule"
+
+
+class DoPrepareEvent(EmptyEventArgs, AbstractEvent):
+    """Prepare what was scheduled."""
+
+    name = "do_prepare"
+
+
+class DoIdleCheckEvent(EmptyEventArgs, AbstractEvent):
+    """Look for idle sessions."""
+
+    name = "do_idle_check"
+
+
+@dataclass(frozen=True)
+class DoTerminateSessionEvent(AbstractEvent):
+    """End a session."""
+
+    name: ClassVar[str] = "do_terminate_session"
+
+    session_id: uuid.UUID
+    reason: str
+
+    def serialize(self) -> _Value:
+        """Return ``(session_id, reason)``."""
+        return (str(self.session_id), self.reason)
+
+    @classmethod
+    def deserialize(cls, value: _Value) -> Self:
+        """Make the event."""
+        return cls(_id(value[0]), *value[1:2])
+
+
+@dataclass(frozen=True)
+class GenericAgentEventArgs:
+    """What an agent reports: a reason."""
+
+    reason: str = ""
+
+    def serialize(self) -> _Value:
+        """Return ``(reason,)``."""
+        return (self.reason,)
+
+    @classmethod
+    def deserialize(cls, value: _Value) -> Self:
+        """Make the event."""
+        return cls(*value[:1])
+
+
+class AgentStartedEvent(GenericAgentEventArgs, AbstractEvent):
+    """An agent began."""
+
+    name = "agent_started"
+
+
+class AgentTerminatedEvent(GenericAgentEventArgs, AbstractEvent):
+    """An agent ended."""
+
+    name = "agent_terminated"
+
+
+@dataclass(frozen=True)
+class AgentErrorEvent(AbstractEvent):
+    """Something failed in an agent."""
+
+    name: ClassVar[str] = "agent_error"
+
+    message: str
+    traceback: str | None = None
+    user: Any = None
+    context_env: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    severity: LogSeverity = LogSeverity.ERROR
+
+    def serialize(self) -> _Value:
+        """Return ``(message, traceback, user, context_env, severity.value)``."""
+        env = dict(self.context_env)
+        return (self.message, self.traceback, self.user, env, self.severity.value)
+
+    @classmethod
+    def deserialize(cls, value: _Value) -> Self:
+        """Make the event."""
+        severity = [LogSeverity(one) for one in value[4:5]]
+        return cls(*value[:4], *severity)
+
+
+@dataclass(frozen=True)
+class AgentHeartbeatEvent(AbstractEvent):
+    """An agent lives."""
+
+    name: ClassVar[str] = "agent_heartbeat"
+
+    agent_info: Mapping[str, Any]
+
+    def serialize(self) -> _Value:
+        """Return ``(agent_info,)``."""
+        return (self.agent_info,)
+
+    @classmethod
+    def deserialize(cls, value: _Value) -> Self:
+        """Make the event."""
+        return cls(*value[:1])
+
+
+@dataclass(frozen=True)
+class KernelCreationEventArgs:
+    """A step in the creation of a kernel."""
+
+    kernel_id: uuid.UUID
+    creation_id: str
+    reason: str = ""
+
+    def serialize(self) -> _Value:
+        """Return ``(kernel_id, creation_id, reason)``."""
+        return (str(self.kernel_id), self.creation_id, self.reason)
+
+    @classmethod
+    def deserialize(cls, value: _Value) -> Self:
+        """Make the event."""
+        return cls(_id(value[0]), *value[1:3])
+
+
+class KernelEnqueuedEvent(KernelCreationEventArgs, AbstractEvent):
+    """A kernel waits."""
+
+    name = "kernel_enqueued"
+
+
+class KernelPreparingEvent(KernelCreationEventArgs, AbstractEvent):
+    """A kernel is prepared."""
+
+    name = "kernel_preparing"
+
+
+class KernelPullingEvent(KernelCreationEventArgs, AbstractEvent):
+    """The image of a kernel is pulled."""
+
+    name = "kernel_pulling"
+
+
+class KernelCreatingEvent(KernelCreationEventArgs, AbstractEvent):
+    """A kernel is created."""
+
+    name = "kernel_creating"
+
+
+class KernelStartedEvent(KernelCreationEventArgs, AbstractEvent):
+    """A kernel runs."""
+
+    name = "kernel_started"
+
+
+class KernelCancelledEvent(KernelCreationEventArgs, AbstractEvent):
+    """A kernel will not run."""
+
+    name = "kernel_cancelled"
+
+
+@dataclass(frozen=True)
+class KernelTerminationEventArgs:
+    """A step in the end of a kernel."""
+
+    kernel_id: uuid.UUID
+    reason: str = ""
+    exit_code: int | None = -1
+
+    def serialize(self) -> _Value:
+        """Return ``(kernel_id, reason, exit_code)``."""
+        return (str(self.kernel_id), self.reason, self.exit_code)
+
+    @classmethod
+    def deserialize(cls, value: _Value) -> Self:
+        """Make the event."""
+        return cls(_id(value[0]), *value[1:3])
+
+
+class KernelTerminatingEvent(KernelTerminationEventArgs, AbstractEvent):
+    """A kernel is being ended."""
+
+    name = "kernel_terminating"
+
+
+class KernelTerminatedEvent(KernelTerminationEventArgs, AbstractEvent):
+    """A kernel ended."""
+
+    name = "kernel_terminated"
+
+
+@dataclass(frozen=True)
+class SessionCreationEventArgs:
+    """A step in the creation of a session."""
+
+    session_id: uuid.UUID
+    creation_id: str
+    reason: str = ""
+
+    def serialize(self) -> _Value:
+        """Return ``(session_id, creation_id, reason)``."""
+        return (str(self.session_id), self.creation_id, self.reason)
+
+    @classmethod
+    def deserialize(cls, value: _Value) -> Self:
+        """Make the event."""
+        return cls(_id(value[0]), *value[1:3])
+
+
+class SessionEnqueuedEvent(SessionCreationEventArgs, AbstractEvent):
+    """A session waits."""
+
+    name = "session_enqueued"
+
+
+class SessionScheduledEvent(SessionCreationEventArgs, AbstractEvent):
+    """A session has its place."""
+
+    name = "session_scheduled"
+
+
+class SessionPreparingEvent(SessionCreationEventArgs, AbstractEvent):
+    """A session is prepared."""
+
+    name = "session_preparing"
+
+
+class SessionCancelledEvent(SessionCreationEventArgs, AbstractEvent):
+    """A session will not run."""
+
+    name = "session_cancelled"
+
+
+class SessionStartedEvent(SessionCreationEventArgs, AbstractEvent):
+    """A session runs."""
+
+    name = "session_started"
+
+
+@dataclass(frozen=True)
+class SessionTerminationEventArgs:
+    """The end of a session."""
+
+    session_id: uuid.UUID
+    reason: str = ""
+
+    def serialize(self) -> _Value:
+        """Return ``(session_id, reason)``."""
+        return (str(self.session_id), self.reason)
+
+    @classmethod
+    def deserialize(cls, value: _Value) -> Self:
+        """Make the event."""
+        return cls(_id(value[0]), *value[1:2])
+
+
+class SessionTerminatedEvent(SessionTerminationEventArgs, AbstractEvent):
+    """A session ended."""
+
+    name = "session_terminated"
+
+
+@dataclass(frozen=True)
+class SessionResultEventArgs:
+    """The result of a batch session."""
+
+    session_id: uuid.UUID
+    reason: str = ""
+    exit_code: int = -1
+
+    def serialize(self) -> _Value:
+        """Return ``(session_id, reason, exit_code)``."""
+        return (str(self.session_id), self.reason, self.exit_code)
+
+    @classmethod
+    def deserialize(cls, value: _Value) -> Self:
+        """Make the event; era A has the exit code in second place."""
+        second: Any = [*value[1:2], None][0]
+        if isinstance(second, int):
+            return cls(_id(value[0]), value[2] if len(value) > 2 else "", second)
+        return cls(_id(value[0]), *value[1:3])
+
+
+class SessionSuccessEvent(SessionResultEventArgs, AbstractEvent):
+    """A batch session succeeded."""
+
+    name = "session_success"
+
+
+class SessionFailureEvent(SessionResultEventArgs, AbstractEvent):
+    """A batch session failed."""
+
+    name = "session_failure"
+
+
+@dataclass(frozen=True)
+class DoSyncKernelLogsEvent(AbstractEvent):
+    """Fetch the log of a kernel."""
+
+    name: ClassVar[str] = "do_sync_kernel_logs"
+
+    kernel_id: uuid.UUID
+    container_id: str
+
+    def serialize(self) -> _Value:
+        """Return ``(kernel_id, container_id)``."""
+        return (str(self.kernel_id), self.container_id)
+
+    @classmethod
+    def deserialize(cls, value: _Value) -> Self:
+        """Make the event."""
+        return cls(_id(value[0]), *value[1:2])
+
+
+@dataclass(frozen=True)
+class DoSyncKernelStatsEvent(AbstractEvent):
+    """Fetch the figures of kernels."""
+
+    name: ClassVar[str] = "do_sync_kernel_stats"
+
+    kernel_ids: Sequence[uuid.UUID]
+
+    def __post_init__(self) -> None:
+        """Keep a tuple."""
+        object.__setattr__(self, "kernel_ids", tuple(self.kernel_ids))
+
+    def serialize(self) -> _Value:
+        """Return ``([kernel_id, …],)``."""
+        return ([str(one) for one in self.kernel_ids],)
+
+    @classmethod
+    def deserialize(cls, value: _Value) -> Self:
+        """Make the event."""
+        return cls(tuple(_id(one) for one in value[0]))
+
+
+@dataclass(frozen=True)
+class GenericSessionEventArgs:
+    """Something about a session."""
+
+    session_id: uuid.UUID
+
+    def serialize(self) -> _Value:
+        """Return ``(session_id,)``."""
+        return (str(self.session_id),)
+
+    @classmethod
+    def deserialize(cls, value: _Value) -> Self:
+        """Make the event."""
+        return cls(_id(value[0]))
+
+
+class ExecutionStartedEvent(GenericSessionEventArgs, AbstractEvent):
+    """Code began to run."""
+
+    name = "execution_started"
+
+
+class ExecutionFinishedEvent(GenericSessionEventArgs, AbstractEvent):
+    """Code has run."""
+
+    name = "execution_finished"
+
+
+class ExecutionTimeoutEvent(GenericSessionEventArgs, AbstractEvent):
+    """Code ran too long."""
+
+    name = "execution_timeout"
+
+
+class ExecutionCancelledEvent(GenericSessionEventArgs, AbstractEvent):
+    """Code was stopped."""
+
+    name = "execution_cancelled"
+
+
+@dataclass(frozen=True)
+class BgtaskUpdatedEvent(AbstractEvent):
+    """A background task went on."""
+
+    name: ClassVar[str] = "bgtask_updated"
+
+    task_id: uuid.UUID
+    current_progress: float
+    total_progress: float
+    message: str | None = None
+
+    def serialize(self) -> _Value:
+        """Return ``(task_id, current_progress, total_progress, message)``."""
+        return (str(self.task_id), self.current_progress, self.total_progress, self.message)
+
+    @classmethod
+    def deserialize(cls, value: _Value) -> Self:
+        """Make the event."""
+        return cls(_id(value[0]), *value[1:4])
+
+
+@dataclass(frozen=True)
+class BgtaskDoneEventArgs:
+    """The end of a background task."""
+
+    task_id: uuid.UUID
+    message: str | None = None
+
+    def serialize(self) -> _Value:
+        """Return ``(task_id, message)``."""
+        return (str(self.task_id), self.message)
+
+    @classmethod
+    def deserialize(cls, value: _Value) -> Self:
+        """Make the event."""
+        return cls(_id(value[0]), *value[1:2])
+
+
+class BgtaskDoneEvent(BgtaskDoneEventArgs, AbstractEvent):
+    """A background task is done."""
+
+    name = "bgtask_done"
+
+
+class BgtaskCancelledEvent(BgtaskDoneEventArgs, AbstractEvent):
+    """A background task was cancelled."""
+
+    name = "bgtask_cancelled"
+
+
+class BgtaskFailedEvent(BgtaskDoneEventArgs, AbstractEvent):
+    """A background task failed."""
+
+    name = "bgtask_failed"

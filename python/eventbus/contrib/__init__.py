@@ -1,0 +1,1 @@
+"""What needs a package beside eventbus; each module imports it by itself."""

@@ -1,0 +1,1 @@
+"""eventbus.background over the backends of the conformance suite."""

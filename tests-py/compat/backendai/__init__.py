@@ -1,0 +1,1 @@
+"""The contract of eventbus.compat.backendai, rule by rule."""

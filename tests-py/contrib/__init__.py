@@ -1,0 +1,1 @@
+"""eventbus.contrib over real HTTP."""

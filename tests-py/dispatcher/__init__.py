@@ -1,0 +1,1 @@
+"""eventbus.dispatcher over the backends of the conformance suite."""
