@@ -601,7 +601,7 @@ class Bus(CoreBus):
         if not callable(handler):
             raise TypeError(f"handler must be callable, not {type(handler).__name__}: {handler!r}")
         options = ConsumeOptions(
-            group=_text("group", group),
+            group=group,
             concurrency=concurrency,
             batch=batch,
             timeout=None if timeout is None else seconds(timeout, "timeout"),
@@ -610,6 +610,7 @@ class Bus(CoreBus):
             max_length=max_length,
             retry=retry or RetryPolicy(),
         )
+        _encodable("group", options.group)
         core: CoreConsumer = await self._consume(_bindings(topic, pattern), options, True)
         consumer = Consumer(self, core, handler, options)
         self._consumers.add(consumer)
@@ -640,13 +641,14 @@ class Bus(CoreBus):
             retry: What ``delivery.retry()`` does.
         """
         options = ConsumeOptions(
-            group=_text("group", group),
+            group=group,
             concurrency=prefetch,
             lease=seconds(lease, "lease"),
             max_lease=seconds(max_lease, "max_lease"),
             max_length=max_length,
             retry=retry or RetryPolicy(),
         )
+        _encodable("group", options.group)
         return Deliveries(self, _bindings(topic, pattern), options)
 
     async def declare_group(
@@ -982,7 +984,7 @@ def _bindings(topic: Topics | None, pattern: str | None) -> list[tuple[str, bool
     for text in [*topics, *([] if pattern is None else [pattern])]:
         if not isinstance(text, str):
             raise TypeError(f"topic must be a str, not {type(text).__name__}: {text!r}")
-        _check_encodable("topic", text)
+        _encodable("topic", text)
     bindings = [(text, False) for text in topics]
     if pattern is not None:
         bindings.append((pattern, True))
@@ -1017,11 +1019,10 @@ def _positive(
 def _text(name: str, value: object) -> str:
     if not isinstance(value, str):
         raise TypeError(f"{name} must be a str, not {type(value).__name__}: {value!r}")
-    _check_encodable(name, value)
-    return value
+    return _encodable(name, value)
 
 
-def _check_encodable(name: str, text: str) -> None:
+def _encodable(name: str, text: str) -> str:
     """Refuse a name that no backend could store or send."""
     try:
         text.encode()
@@ -1029,3 +1030,4 @@ def _check_encodable(name: str, text: str) -> None:
         kind = TopicError if name in ("topic", "group") else InvalidArgumentError
         shown = ascii(text[:80])
         raise kind(f"invalid {name} {shown}: cannot be encoded in UTF-8: {error}") from None
+    return text
