@@ -18,12 +18,14 @@ from servers.redis_server import RedisServer
 
 PASSWORD = "S3CR3T-xyz"
 OPTIONS = {**QUICK, "drain_timeout": 2.0, "connect_timeout": 2.0}
+
+
 def recipes() -> dict[str, str]:
     """Return the rights that the documentation gives to each role."""
     guide = Path(__file__).parents[2] / "docs/backends/redis.md"
     _, _, rest = guide.read_text().partition("<!-- recipes -->\n```\n")
     lines = rest.partition("```")[0].splitlines()
-    return {role: rights for role, rights in (line.split(maxsplit=1) for line in lines)}
+    return dict(tuple(line.split(maxsplit=1)) for line in lines)
 
 
 RECIPES = recipes()
