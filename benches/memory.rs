@@ -38,6 +38,7 @@ fn message(topic: &Arc<str>, n: u64) -> Message {
         dedup_id: None,
         unique: None,
         broadcast: true,
+        event: id,
     }
 }
 

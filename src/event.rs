@@ -93,6 +93,35 @@ pub enum EventId {
     Other(Field),
 }
 
+impl EventId {
+    /// Returns the 16 bytes that name it among kept broadcasts: of the UUID, or of one made from
+    /// what it is instead.
+    #[must_use]
+    pub fn key(&self) -> [u8; 16] {
+        let made =
+            |bytes: &[u8]| uuid::Uuid::new_v5(&uuid::Uuid::NAMESPACE_OID, bytes).into_bytes();
+        match self {
+            Self::Uuid(bytes) => *bytes,
+            Self::Other(Field::Null) => [0; 16],
+            Self::Other(Field::Text(text)) => made(text.as_bytes()),
+            Self::Other(Field::Value(value)) => made(value),
+        }
+    }
+
+    /// Returns the identity that a field is: the canonical text of a UUID is one.
+    #[must_use]
+    pub fn of(field: Field) -> Self {
+        if let Field::Text(text) = &field
+            && text.len() == 36
+            && let Ok(id) = uuid::Uuid::try_parse(text)
+            && *id.hyphenated().encode_lower(&mut [0; 36]) == **text
+        {
+            return Self::Uuid(id.into_bytes());
+        }
+        Self::Other(field)
+    }
+}
+
 /// When the event happened.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Timestamp {

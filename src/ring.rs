@@ -43,13 +43,21 @@ struct State<T> {
     values: usize,
     closed: bool,
     wakers: Vec<Waker>,
+    /// Who waits for room.
+    fillers: Vec<Waker>,
 }
 
 impl<T> Ring<T> {
     /// Creates a ring for at most `limit` values (at least 1).
     #[must_use]
     pub fn new(limit: usize, overflow: Overflow) -> Self {
-        let state = State { items: VecDeque::new(), values: 0, closed: false, wakers: Vec::new() };
+        let state = State {
+            items: VecDeque::new(),
+            values: 0,
+            closed: false,
+            wakers: Vec::new(),
+            fillers: Vec::new(),
+        };
         Self { state: Mutex::new(state), limit: limit.max(1), overflow }
     }
 
@@ -80,7 +88,12 @@ impl<T> Ring<T> {
 
     /// Takes the next item, if there is one.
     pub fn pop(&self) -> Option<Item<T>> {
-        self.state.lock().pop()
+        let mut state = self.state.lock();
+        let item = state.pop();
+        let fillers = state.fillers_with_room(self.limit);
+        drop(state);
+        fillers.into_iter().for_each(Waker::wake);
+        item
     }
 
     /// Takes at most `max` items when there are any; `Ready` with none means closed and empty.
@@ -96,7 +109,11 @@ impl<T> Ring<T> {
             return Poll::Pending;
         }
         let count = max.max(1).min(state.items.len());
-        Poll::Ready((0..count).filter_map(|_| state.pop()).collect())
+        let taken = (0..count).filter_map(|_| state.pop()).collect();
+        let fillers = state.fillers_with_room(self.limit);
+        drop(state);
+        fillers.into_iter().for_each(Waker::wake);
+        Poll::Ready(taken)
     }
 
     /// Waits for items and takes at most `max`; none means closed and empty. Cancel safe.
@@ -119,12 +136,33 @@ impl<T> Ring<T> {
         .await;
     }
 
+    /// Waits until it is at most half full and returns how many values fit; 0 means closed. Cancel
+    /// safe.
+    pub async fn room(&self) -> usize {
+        poll_fn(|context| {
+            let mut state = self.state.lock();
+            if state.closed {
+                return Poll::Ready(0);
+            }
+            if state.has_room(self.limit) {
+                return Poll::Ready(self.limit - state.values);
+            }
+            if !state.fillers.iter().any(|waker| waker.will_wake(context.waker())) {
+                state.fillers.push(context.waker().clone());
+            }
+            Poll::Pending
+        })
+        .await
+    }
+
     /// Refuses what comes from now on; what is buffered can still be taken.
     pub fn close(&self) {
         let wakers = {
             let mut state = self.state.lock();
             state.closed = true;
-            std::mem::take(&mut state.wakers)
+            let mut wakers = std::mem::take(&mut state.wakers);
+            wakers.append(&mut state.fillers);
+            wakers
         };
         wakers.into_iter().for_each(Waker::wake);
     }
@@ -135,7 +173,9 @@ impl<T> Ring<T> {
         let mut state = self.state.lock();
         state.values = 0;
         let items = std::mem::take(&mut state.items);
+        let fillers = state.fillers_with_room(self.limit);
         drop(state);
+        fillers.into_iter().for_each(Waker::wake);
         items
             .into_iter()
             .filter_map(|item| match item {
@@ -165,6 +205,19 @@ impl<T> Ring<T> {
 }
 
 impl<T> State<T> {
+    /// Half of it at once: to fill it up one by one would cost a turn each.
+    fn has_room(&self, limit: usize) -> bool {
+        self.values <= limit / 2
+    }
+
+    /// Returns whom to wake because there is room.
+    fn fillers_with_room(&mut self, limit: usize) -> Vec<Waker> {
+        if self.fillers.is_empty() || !self.has_room(limit) {
+            return Vec::new();
+        }
+        std::mem::take(&mut self.fillers)
+    }
+
     fn push(&mut self, value: T, limit: usize, overflow: Overflow) -> Pushed<T> {
         if self.closed {
             return Pushed::Refused(value);
@@ -275,6 +328,29 @@ mod tests {
         assert_eq!(ring.push(2), Pushed::Refused(2));
         assert_eq!(taken(&ring), [Item::Value(0), gap(1)]);
         assert!(ring.is_closed());
+    }
+
+    #[tokio::test]
+    async fn room_is_told_when_half_is_taken_and_when_it_is_closed() {
+        let ring = std::sync::Arc::new(Ring::new(4, Overflow::DropOldest));
+        assert_eq!(ring.room().await, 4);
+        for number in 0..4 {
+            ring.push(number);
+        }
+        let waits = std::sync::Arc::clone(&ring);
+        let room = tokio::spawn(async move { waits.room().await });
+        tokio::task::yield_now().await;
+        ring.pop();
+        tokio::task::yield_now().await;
+        assert!(!room.is_finished());
+        ring.pop();
+        assert_eq!(room.await.ok(), Some(2));
+        ring.push(9);
+        let waits = std::sync::Arc::clone(&ring);
+        let room = tokio::spawn(async move { waits.room().await });
+        tokio::task::yield_now().await;
+        ring.close();
+        assert_eq!(room.await.ok(), Some(0));
     }
 
     #[tokio::test]

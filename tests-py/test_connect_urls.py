@@ -131,6 +131,12 @@ def redis_rows() -> Iterator[Row]:
         ),
     )
     yield Row("redis://h", {"partitions": 1, "retention": None, "delivery": "queued"}, redis(h))
+    yield Row(
+        "redis://h?retention_max=7",
+        {"retention": timedelta(hours=1)},
+        redis(h, retention=3600.0, retention_max=7),
+    )
+    yield Row("redis://h?retention=0", {}, redis(h, retention=0.0))
     yield Row("unix:///run/redis.sock", {}, redis({"path": "/run/redis.sock"}))
     yield Row(
         "redis+unix://u:p@/run/a%20b.sock?db=2",
@@ -264,7 +270,15 @@ def test_the_rows_use_every_field_of_the_core_and_no_other() -> None:
         for struct, part in ((top, row.config), ("NetConfig", net), ("TlsConfig", net.get("tls"))):
             used.setdefault(struct, set()).update(part or {})
     for struct, keys in used.items():
-        of_every_backend = {"sweep", "dedup_window", "dead_retention", "max_dead", "max_tombstones"}
+        of_every_backend = {
+            "sweep",
+            "dedup_window",
+            "dead_retention",
+            "max_dead",
+            "max_tombstones",
+            "retention",
+            "retention_max",
+        }
         missing = fields_in_the_core(struct) - keys
         assert missing <= (of_every_backend if struct == "PostgresConfig" else set()), struct
         assert keys <= fields_in_the_core(struct), struct
@@ -424,7 +438,9 @@ def bad_options() -> Iterator[Bad]:
         ("insecure_skip_verify", "maybe", "true or false"),
         ("partitions", 0, "at least 1"),
         ("partitions", "2", "int"),
-        ("retention", -1, "more than 0 seconds"),
+        ("retention", -1, "0 seconds or more"),
+        ("retention", float("nan"), "0 seconds or more"),
+        ("retention_max", 0, "at least 1"),
         ("max_dead", 0, "at least 1"),
         ("max_tombstones", -1, "at least 0"),
     ]:
@@ -478,9 +494,12 @@ def test_what_cannot_be_used_is_named_with_the_remedy(
 
 @pytest.mark.parametrize("url", ["memory://", "redis://", "postgresql://"])
 def test_what_no_backend_serves_yet_is_unsupported(url: str) -> None:
-    for key, value in {"partitions": 2, "retention": timedelta(hours=1)}.items():
-        with pytest.raises(UnsupportedError, match=f"{key}="):
-            connect(url, **{key: value})
+    with pytest.raises(UnsupportedError, match="partitions=2"):
+        connect(url, partitions=2)
+    if url != "memory://":
+        with pytest.raises(UnsupportedError, match=r"retention=3600: .*dataknobs"):
+            connect(url, retention=timedelta(hours=1), wire="dataknobs")
+        connect(url, retention=0, wire="dataknobs")
     with pytest.raises(ConfigError, match="nonsense"):
         connect(f"{url}?partitions=2", nonsense=1)  # type: ignore[call-arg]
 

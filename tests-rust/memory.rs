@@ -51,6 +51,11 @@ impl Fixture for Manual {
         Arc::new(MemoryBackend::new(self.config.clone(), Arc::new(self.clock.clone())))
     }
 
+    async fn keeping(&self, age: Option<Duration>, most: Option<u64>) -> Arc<dyn Backend> {
+        let config = MemoryConfig { retention: age, retention_max: most, ..self.config.clone() };
+        Arc::new(MemoryBackend::new(config, Arc::new(self.clock.clone())))
+    }
+
     async fn advance(&self, by: Duration) {
         self.clock.advance(by);
     }
@@ -63,6 +68,12 @@ struct Real;
 impl Fixture for Real {
     async fn backend(&self) -> Arc<dyn Backend> {
         Arc::new(MemoryBackend::new(MemoryConfig::default(), Arc::new(SystemClock)))
+    }
+
+    async fn keeping(&self, age: Option<Duration>, most: Option<u64>) -> Arc<dyn Backend> {
+        let config =
+            MemoryConfig { retention: age, retention_max: most, ..MemoryConfig::default() };
+        Arc::new(MemoryBackend::new(config, Arc::new(SystemClock)))
     }
 
     async fn advance(&self, by: Duration) {

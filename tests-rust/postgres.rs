@@ -6,6 +6,8 @@ mod conformance;
 mod connections;
 #[path = "postgres/faults.rs"]
 mod faults;
+#[path = "postgres/late_commits.rs"]
+mod late_commits;
 #[path = "postgres/proxy.rs"]
 mod proxy;
 #[path = "postgres/rates.rs"]
@@ -64,6 +66,13 @@ impl Postgres {
 impl Fixture for Postgres {
     async fn backend(&self) -> Arc<dyn Backend> {
         let backend = open_postgres(self.config.clone()).unwrap();
+        backend.connect().await.unwrap();
+        backend
+    }
+
+    async fn keeping(&self, age: Option<Duration>, most: Option<u64>) -> Arc<dyn Backend> {
+        let config = PostgresConfig { retention: age, retention_max: most, ..self.config.clone() };
+        let backend = open_postgres(config).unwrap();
         backend.connect().await.unwrap();
         backend
     }

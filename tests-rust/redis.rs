@@ -11,6 +11,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use eventbus::backend::Backend;
 use eventbus::backend::redis::RedisBackend;
+use eventbus::config::RedisConfig;
 
 use self::conformance::Fixture;
 use self::redis_server::RedisServer;
@@ -22,6 +23,13 @@ struct OnRedis(RedisServer);
 impl Fixture for OnRedis {
     async fn backend(&self) -> Arc<dyn Backend> {
         let backend = RedisBackend::new(self.0.config()).unwrap();
+        backend.connect().await.unwrap();
+        Arc::new(backend)
+    }
+
+    async fn keeping(&self, age: Option<Duration>, most: Option<u64>) -> Arc<dyn Backend> {
+        let config = RedisConfig { retention: age, retention_max: most, ..self.0.config() };
+        let backend = RedisBackend::new(config).unwrap();
         backend.connect().await.unwrap();
         Arc::new(backend)
     }

@@ -39,7 +39,14 @@ _BUS = (
     "max_elements",
 )
 _MEMORY_BUS = ("name", "strict", *_BUS)
-_STORE = ("dedup_window", "dead_retention", "max_dead", "max_tombstones")
+_STORE = (
+    "dedup_window",
+    "dead_retention",
+    "max_dead",
+    "max_tombstones",
+    "retention",
+    "retention_max",
+)
 _SHARED = ("channel_prefix", "wire", "sweep", *_STORE)
 _TLS = {
     "tls_ca": "ca",
@@ -123,8 +130,12 @@ def refuse_unsupported(values: Mapping[str, Any]) -> None:
     """
     if values.get("partitions", 1) != 1:
         raise UnsupportedError(f"partitions={values['partitions']}: a bus has 1 for now")
-    if "retention" in values:
-        raise UnsupportedError(f"retention={values['retention']:g}: no backend replays yet")
+    keeps = [key for key in ("retention", "retention_max") if values.get(key)]
+    if keeps and values.get("retention") != 0 and values.get("wire") == "dataknobs":
+        raise UnsupportedError(
+            f"{keeps[0]}={values[keeps[0]]:g}: what others send by wire='dataknobs' is not kept; "
+            "use wire='native'"
+        )
 
 
 def finished(result: Plan, values: Mapping[str, Any]) -> Plan:

@@ -39,7 +39,16 @@ from eventbus.errors import (
 from eventbus.outbox import Outbox
 from eventbus.stream import Stream
 from eventbus.subscription import GapHandler, Handler, QueuedReceiver, Subscription
-from eventbus.types import BusState, DeadLetter, Event, MessageInfo, PublishOptions, Record, new_id
+from eventbus.types import (
+    BusState,
+    DeadLetter,
+    Event,
+    MessageInfo,
+    PublishOptions,
+    Record,
+    Since,
+    new_id,
+)
 
 if TYPE_CHECKING:
     from eventbus._eventbus import CoreConsumer, CoreSubscription
@@ -135,7 +144,7 @@ class Bus(CoreBus):
             max_elements: Most elements in a payload.
             **backend: Options of the memory backend: ``max_length`` (messages per group),
                 ``dedup_window`` (seconds), ``max_dedup_ids``, ``dead_retention`` (seconds),
-                ``max_dead``, ``max_tombstones``.
+                ``max_dead``, ``max_tombstones``, ``retention`` (seconds), ``retention_max``.
 
         Raises:
             ConfigError: An option is unknown or out of range.
@@ -188,12 +197,20 @@ class Bus(CoreBus):
                 if self._leaving is not None and not self._leaving.done():
                     await asyncio.wait([self._leaving])
                 await self._connect()
+                self._tell_limits()
             except BaseException:
                 if self._state == "connecting":
                     self._enter("new" if before == "connecting" else before)
                 raise
         self._set_live(True)
         self._enter("live")
+
+    def _tell_limits(self) -> None:
+        """Warn when the server is reached, but does not do all that it should."""
+        server = self._health()
+        if server["state"] == "degraded":
+            for warning in server["warnings"]:
+                log.warning("%s", warning)
 
     async def close(self) -> None:
         """Drain with the ``drain_timeout`` of the bus. Idempotent."""
@@ -383,8 +400,14 @@ class Bus(CoreBus):
         delivery: DeliveryMode | None = None,
         queue_size: int | None = None,
         overflow: Overflow | None = None,
+        since: Since | None = None,
     ) -> Subscription:
         """Call the handler with every event that is published from now on.
+
+        With ``since`` first with what was published before, as far as the bus keeps it
+        (``retention``): in order, without a hole or a repeat, also where a connection is lost. Such
+        a subscription is always queued and never overflows: when its handler is slow it falls
+        behind, and ``on_gap`` tells where retention overtook it.
 
         Args:
             topic: The topic; with a pattern it is only kept in the subscription.
@@ -396,6 +419,9 @@ class Bus(CoreBus):
             delivery: ``"inline"`` or ``"queued"``; the bus's by default.
             queue_size: Buffer in events when queued; the bus's by default.
             overflow: Policy of a full buffer; the bus's by default.
+            since: ``"beginning"`` (the oldest event kept), the ``event_id`` of the event behind
+                which to begin, or an aware datetime. What is not kept any more, or is not known,
+                is a gap first, then the oldest kept.
 
         Returns:
             The subscription; ``await subscription.cancel()`` ends it.
@@ -403,6 +429,8 @@ class Bus(CoreBus):
         Raises:
             TypeError: The handler is not callable, topic or pattern is no str.
             TopicError: The topic breaks a rule.
+            InvalidArgumentError: ``since`` is an empty text or a datetime without time zone.
+            UnsupportedError: ``since`` on a bus without ``retention``, or inline.
             BusClosedError: The bus was closed.
         """
         if not callable(handler):
@@ -411,11 +439,13 @@ class Bus(CoreBus):
             raise TypeError(f"topic must be a str, not {type(topic).__name__}: {topic!r}")
         if pattern is not None and not isinstance(pattern, str):
             raise TypeError(f"pattern must be a str, not {type(pattern).__name__}: {pattern!r}")
-        how = self._delivery if delivery is None else delivery
-        how = _one_of("delivery", how, ("inline", "queued"))
+        how = self._delivery if since is None else "queued"
+        how = _one_of("delivery", how if delivery is None else delivery, ("inline", "queued"))
         size, policy = self._buffering("queue_size", queue_size, overflow, on_gap)
         subscription_id = new_id()
         text = pattern or topic
+        if how == "inline" and since is not None:
+            raise UnsupportedError("delivery='inline' with since: a replay is always queued")
         if how == "inline" and not self._in_process:
             raise UnsupportedError(
                 "delivery='inline' is for buses in one process; over a server every subscription "
@@ -429,19 +459,25 @@ class Bus(CoreBus):
             self._subscriptions[subscription_id] = lambda: self._remove_inline(number)
         else:
             near = topic if pattern else None
-            core = await self._buffered(text, bool(pattern), size, policy, near)
+            core = await self._buffered(text, bool(pattern), size, policy, since, near)
             receiver = QueuedReceiver(self, core, subscription_id, _converting(handler), on_gap)
             self._receivers[subscription_id] = receiver
             self._subscriptions[subscription_id] = receiver.cancel
         return Subscription(subscription_id, topic, handler, pattern, _cancel_callback=self._cancel)
 
     async def _buffered(
-        self, text: str, is_pattern: bool, size: int, policy: Overflow, near: str | None = None
+        self,
+        text: str,
+        is_pattern: bool,
+        size: int,
+        policy: Overflow,
+        since: Since | None,
+        near: str | None = None,
     ) -> CoreSubscription:
         """Subscribe with a buffer; on a broker the server has confirmed it."""
-        if self._in_process:
+        if self._in_process and since is None:
             return self._subscribe_queued(text, is_pattern, size, policy)
-        return await self._listen(text, is_pattern, size, policy, self._malformed, near)
+        return await self._listen(text, is_pattern, size, policy, self._malformed, near, since)
 
     def _malformed(self, topic: str, reason: str) -> None:
         """Log a broadcast that cannot be read, once a minute per reason; called by the core."""
@@ -483,6 +519,7 @@ class Bus(CoreBus):
         buffer: int | None = None,
         overflow: Overflow | None = None,
         on_gap: GapHandler | None = None,
+        since: Since | None = None,
     ) -> Stream:
         """Return the events of a topic or pattern as an async iterator.
 
@@ -492,9 +529,10 @@ class Bus(CoreBus):
             buffer: Events buffered; the bus's ``queue_size`` by default.
             overflow: Policy of a full buffer; the bus's by default.
             on_gap: Called with a ``Gap`` when events were lost.
+            since: Begin with what was published before, as in ``subscribe``.
         """
         size, policy = self._buffering("buffer", buffer, overflow, on_gap)
-        return Stream(self, topic, pattern, size, policy, on_gap)
+        return Stream(self, topic, pattern, size, policy, on_gap, since)
 
     def publish_nowait(self, topic: str, event: object, **options: Unpack[PublishOptions]) -> None:
         """Buffer a publish; ``await bus.flush()`` waits for it and raises what failed.
@@ -923,6 +961,8 @@ def _memory_config(options: MemoryOptions) -> dict[str, Any]:
             config[option] = seconds(window, option)
             if not config[option] > 0:
                 raise ConfigError(f"{option}={window!r} must be more than 0 seconds")
+    if config.get("retention") is not None:
+        config["retention"] = seconds(config["retention"], "retention")
     return config
 
 

@@ -60,12 +60,17 @@ class StoreOptions(TypedDict, total=False):
         dead_retention: Seconds that a dead letter is kept (default 1,209,600, two weeks).
         max_dead: Most dead letters kept per group (default 100,000).
         max_tombstones: Most deleted record keys whose version is remembered (default 100,000).
+        retention: Seconds that broadcasts are kept for replay; 0 forgets what was kept (default
+            none: nothing is kept, unless ``retention_max`` is given).
+        retention_max: Most broadcasts kept for replay (default 1,000,000 with ``retention``).
     """
 
     dedup_window: Seconds
     dead_retention: Seconds
     max_dead: int
     max_tombstones: int
+    retention: Seconds | None
+    retention_max: int | None
 
 
 class MemoryOptions(StoreOptions, total=False):
@@ -121,11 +126,9 @@ class StreamOptions(TypedDict, total=False):
     """What no backend does yet: ``UnsupportedError`` unless it is the default.
 
     Attributes:
-        retention: Seconds that broadcasts are kept for replay (default none).
         partitions: Partitions of the bus (default 1).
     """
 
-    retention: Seconds | None
     partitions: int
 
 

@@ -50,7 +50,8 @@ def connect(url: str | None = None, **options: Unpack[BusOptions]) -> Bus:
 
     Raises:
         ConfigError: An unknown scheme or option, or a bad value; all problems at once.
-        UnsupportedError: ``retention``, or more than one of ``partitions``.
+        UnsupportedError: More than one of ``partitions``, or ``retention`` with another wire than
+            ``native``.
     """
     text = url if url is not None else os.environ.get("EVENTBUS_URL", "memory://")
     if not isinstance(text, str):
@@ -136,7 +137,7 @@ def memory_options(
     warn_of_unknown([key for key in merged if key not in MEMORY.options], MEMORY.keys)
     known = {key: value for key, value in merged.items() if key in MEMORY.options}
     refuse_unsupported(known)
-    return {key: value for key, value in known.items() if key not in ("partitions", "retention")}
+    return {key: value for key, value in known.items() if key != "partitions"}
 
 
 @contextmanager

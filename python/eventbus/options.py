@@ -79,6 +79,13 @@ def _patience(value: Any, text: bool) -> float:
     return found
 
 
+def _keeping(value: Any, text: bool) -> float:
+    found = _number_of_seconds(value, text)
+    if not 0 <= found <= _CENTURY:
+        raise ValueError("must be 0 seconds or more and at most 100 years")
+    return found
+
+
 def _number_of_seconds(value: Any, text: bool) -> float:
     try:
         return float(value) if text else seconds(value, "")
@@ -175,7 +182,8 @@ _COMMON: dict[str, Read] = {
     "dead_retention": _time,
     "max_dead": _whole(1),
     "max_tombstones": _whole(0),
-    "retention": _time,
+    "retention": _keeping,
+    "retention_max": _whole(1),
     "partitions": _whole(1),
 }
 

@@ -6,7 +6,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from eventbus.subscription import GapHandler, tell_gap
-from eventbus.types import Event, Gap
+from eventbus.types import Event, Gap, Since
 
 if TYPE_CHECKING:
     from eventbus._eventbus import CoreSubscription
@@ -31,6 +31,7 @@ class Stream:
         buffer: int,
         overflow: Overflow,
         on_gap: GapHandler | None,
+        since: Since | None,
     ) -> None:
         """Remember what to subscribe to; made by ``Bus.stream``."""
         if (topic is None) == (pattern is None):
@@ -41,13 +42,14 @@ class Stream:
         self._buffer = buffer
         self._overflow: Overflow = overflow
         self._on_gap = on_gap
+        self._since = since
         self._core: CoreSubscription | None = None
         self._closed = False
 
     async def _start(self) -> CoreSubscription:
         if self._core is None:
             core = await self._bus._buffered(
-                self._text, self._is_pattern, self._buffer, self._overflow
+                self._text, self._is_pattern, self._buffer, self._overflow, self._since
             )
             return self._keep(core)
         return self._core

@@ -97,8 +97,8 @@ class QueuedReceiver:
 
     @property
     def idle(self) -> bool:
-        """Whether nothing is buffered and no handler runs."""
-        return not self.busy and len(self._core) == 0
+        """Whether nothing is buffered or still to be replayed, and no handler runs."""
+        return not self.busy and self._core.idle()
 
     def stop(self) -> None:
         """Take nothing more; what is buffered is still handled."""

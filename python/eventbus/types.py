@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from enum import Enum
 from typing import Any, Literal, TypedDict
+from uuid import UUID
 
 from eventbus._eventbus import Event
 
@@ -23,6 +24,7 @@ __all__ = [
     "MessageState",
     "PublishOptions",
     "Record",
+    "Since",
 ]
 
 
@@ -32,6 +34,9 @@ ConnectionState = Literal["connecting", "live", "degraded", "closed"]
 
 GapCause = Literal["overflow", "reconnect", "retention"]
 """A buffer was full, the connection was lost, or the events are not kept any more."""
+
+Since = str | UUID | datetime
+"""Where a replay begins: ``"beginning"``, an ``event_id``, or an aware datetime."""
 
 DeadReason = Literal["failed", "rejected", "crashed", "undecodable", "unknown_task", "expired"]
 """Why a message became a dead letter."""

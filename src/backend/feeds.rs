@@ -9,7 +9,8 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use parking_lot::Mutex;
 
-use super::{Frame, Gap, ListenRequest, Listener};
+use super::replay::{Hint, ReplayListener};
+use super::{Frame, Gap, ListenRequest, Listener, Overflow};
 use crate::ring::Ring;
 use crate::topic::{Binding, RouteId, Router};
 
@@ -20,6 +21,22 @@ struct Feed {
     newest: AtomicU64,
     /// Whether a pattern is among what it wants.
     wide: bool,
+    /// Of one that reads what is kept: it is told to look, and offered nothing.
+    hint: Option<Arc<Hint>>,
+}
+
+impl Feed {
+    fn new(bindings: &[Binding], ring: Arc<Ring<Frame>>, hint: Option<Arc<Hint>>) -> Self {
+        let wide = bindings.iter().any(|one| matches!(one, Binding::Pattern(_)));
+        Self { ring, newest: AtomicU64::new(0), wide, hint }
+    }
+
+    fn end(&self) {
+        self.ring.close();
+        if let Some(hint) = &self.hint {
+            hint.raise();
+        }
+    }
 }
 
 /// The listeners of one backend.
@@ -42,13 +59,37 @@ impl Feeds {
         kept: Box<dyn Any + Send + Sync>,
     ) -> FeedListener {
         let ring = Arc::new(Ring::new(request.buffer, request.overflow));
-        let wide = request.bindings.iter().any(|one| matches!(one, Binding::Pattern(_)));
-        let feed = Arc::new(Feed { ring, newest: AtomicU64::new(0), wide });
+        let feed = Feed::new(&request.bindings, ring, None);
+        self.insert(request.bindings, feed, kept)
+    }
+
+    /// Adds a listener that is filled from what is kept, by the task that is still to be started.
+    pub(super) fn add_replay(
+        &self,
+        request: &ListenRequest,
+        kept: Box<dyn Any + Send + Sync>,
+    ) -> (ReplayListener, Arc<Ring<Frame>>, Arc<Hint>) {
+        // It is never offered more than it has room for.
+        let ring = Arc::new(Ring::new(request.buffer, Overflow::DropOldest));
+        let hint = Arc::new(Hint::default());
+        let feed = Feed::new(&request.bindings, Arc::clone(&ring), Some(Arc::clone(&hint)));
+        let feed = self.insert(request.bindings.clone(), feed, kept);
+        let listener = ReplayListener::new(Arc::clone(&ring), Arc::clone(&hint), Box::new(feed));
+        (listener, ring, hint)
+    }
+
+    fn insert(
+        &self,
+        bindings: Vec<Binding>,
+        feed: Feed,
+        kept: Box<dyn Any + Send + Sync>,
+    ) -> FeedListener {
+        let feed = Arc::new(feed);
         let mut state = self.0.lock();
         state.next_id += 1;
         let id = state.next_id;
         state.feeds.insert(id, Arc::clone(&feed));
-        let bindings = request.bindings.into_iter();
+        let bindings = bindings.into_iter();
         let routes =
             bindings.map(|binding| state.routes.insert(binding, Arc::clone(&feed))).collect();
         FeedListener { feed, id, routes, feeds: Arc::clone(&self.0), _kept: kept }
@@ -61,36 +102,57 @@ impl Feeds {
 
     /// Offers a frame to the listeners with patterns only, or to those without, or to all.
     pub(super) fn deliver_to(&self, topic: &Arc<str>, body: &Bytes, wide: Option<bool>) {
-        let mut wakers = Vec::new();
+        let (mut wakers, mut hints) = (Vec::new(), Vec::new());
         let mut state = self.0.lock();
         state.position += 1;
         let position = state.position;
         state.routes.for_each_match(topic, |_, feed| {
             let meant = wide.is_none_or(|wide| wide == feed.wide);
-            if meant && feed.newest.swap(position, Ordering::Relaxed) != position {
+            if let Some(hint) = &feed.hint {
+                hints.push(Arc::clone(hint));
+            } else if meant && feed.newest.swap(position, Ordering::Relaxed) != position {
                 let frame = Frame { topic: Arc::clone(topic), body: body.clone(), position };
                 wakers.extend(feed.ring.push_quietly(frame).1);
             }
         });
         drop(state);
         wakers.into_iter().for_each(std::task::Waker::wake);
+        hints.iter().for_each(|hint| hint.raise());
     }
 
-    /// Whether any listener wants a topic: what has to be fetched first need not be, else.
+    /// Whether any listener wants to be offered a topic: what has to be fetched first need not be,
+    /// else. Who reads what is kept is told to look.
     pub(super) fn wants(&self, topic: &str) -> bool {
-        self.0.lock().routes.has_match(topic)
+        let (mut wanted, mut hints) = (false, Vec::new());
+        self.0.lock().routes.for_each_match(topic, |_, feed| match &feed.hint {
+            Some(hint) => hints.push(Arc::clone(hint)),
+            None => wanted = true,
+        });
+        hints.iter().for_each(|hint| hint.raise());
+        wanted
+    }
+
+    /// Tells every listener that reads what is kept to look: hints may have been missed.
+    pub(super) fn look(&self) {
+        let hints: Vec<_> =
+            self.0.lock().feeds.values().filter_map(|feed| feed.hint.clone()).collect();
+        hints.iter().for_each(|hint| hint.raise());
     }
 
     /// Tells every listener of a hole.
     pub(super) fn gap(&self, gap: Gap) {
         let feeds: Vec<_> = self.0.lock().feeds.values().cloned().collect();
-        feeds.iter().for_each(|feed| feed.ring.push_gap(gap));
+        feeds.iter().for_each(|feed| match &feed.hint {
+            // What it reads has no hole there.
+            Some(hint) => hint.raise(),
+            None => feed.ring.push_gap(gap),
+        });
     }
 
     /// Ends every listener: what is buffered can still be taken.
     pub(super) fn close(&self) {
         let feeds = std::mem::take(&mut self.0.lock().feeds);
-        feeds.values().for_each(|feed| feed.ring.close());
+        feeds.values().for_each(|feed| feed.end());
     }
 }
 
@@ -112,7 +174,7 @@ impl Listener for FeedListener {
 
 impl Drop for FeedListener {
     fn drop(&mut self) {
-        self.feed.ring.close();
+        self.feed.end();
         let mut state = self.feeds.lock();
         for route in &self.routes {
             state.routes.remove(*route);

@@ -8,6 +8,7 @@ mod feeds;
 pub mod memory;
 pub mod postgres;
 pub mod redis;
+mod replay;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -38,6 +39,9 @@ pub struct Capabilities {
 
 /// Identity of a published message; every group copy of it has the same (UUID, 16 bytes).
 pub type MessageId = [u8; 16];
+
+/// Names an event in the kept broadcasts: the bytes of its id, or of a UUID made from it.
+pub type EventKey = [u8; 16];
 
 /// When a message becomes due for its groups.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -88,6 +92,8 @@ pub struct Message {
     pub id: MessageId,
     /// The topic it is published on.
     pub topic: Arc<str>,
+    /// The event that it carries, by which a replay finds it.
+    pub event: EventKey,
     /// The encoded event.
     pub body: Bytes,
     /// Ordering key: one in flight per (group, key), across the group's bindings, in order of
@@ -295,7 +301,8 @@ pub enum Broadcast {
         topic: Arc<str>,
         /// The encoded event.
         body: Bytes,
-        /// Its place in the stream of this backend; increasing.
+        /// Its place among the broadcasts that a listener of this backend gets; increasing. With
+        /// replay it counts what was kept, for all clients alike.
         position: u64,
     },
     /// A hole: messages between the frames around it were lost.
@@ -345,8 +352,25 @@ pub struct ListenRequest {
     pub buffer: usize,
     /// What happens when the buffer is full.
     pub overflow: Overflow,
-    /// Replay from after this position; needs [`Capabilities::replay`].
-    pub since: Option<u64>,
+    /// Where to begin in the kept broadcasts; needs [`Capabilities::replay`]. Such a listener is
+    /// never offered more than its buffer holds: it falls behind instead, and a gap comes only where
+    /// retention overtook it.
+    pub since: Option<Since>,
+}
+
+/// Where a replay begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Since {
+    /// At the oldest broadcast that is kept.
+    Beginning,
+    /// Behind the broadcast at this position.
+    After(u64),
+    /// Behind the oldest kept broadcast of this event; when none is kept, a gap and then the oldest
+    /// kept.
+    Event(EventKey),
+    /// At the first one accepted at this time or later, microseconds since the epoch by the
+    /// backend's clock; a gap first when some of them are not kept any more.
+    Time(i64),
 }
 
 /// A broadcast message as it waits in a listener's buffer.
@@ -356,7 +380,7 @@ pub struct Frame {
     pub topic: Arc<str>,
     /// The encoded event.
     pub body: Bytes,
-    /// Its place in the stream of this backend; increasing.
+    /// As in [`Broadcast::Frame`].
     pub position: u64,
 }
 
@@ -365,6 +389,11 @@ pub struct Frame {
 pub trait Listener: Send + Sync {
     /// Returns its buffer, for who takes without waiting. Closing it ends the intake.
     fn buffer(&self) -> &Arc<Ring<Frame>>;
+
+    /// Whether it knows of more than it has put into its buffer; only a replay can be behind.
+    fn is_behind(&self) -> bool {
+        false
+    }
 
     /// Returns what arrived, in order, at most `max`; waits while there is nothing. An empty
     /// result means the listener was closed. Cancel safe: nothing is taken before it is returned.

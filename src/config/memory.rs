@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-use super::{Problems, seconds};
+use super::{Problems, Retention, seconds, some_seconds};
 use crate::error::Result;
 
 /// Options of the memory backend.
@@ -22,6 +22,13 @@ pub struct MemoryConfig {
     /// Most `dedup_id`s remembered at once; beyond it the oldest are forgotten before their window
     /// ends (ids, default 1,000,000).
     pub max_dedup_ids: usize,
+    /// How long broadcasts are kept for replay (seconds; 0 = not at all, and what was kept is
+    /// forgotten; default: not at all unless `retention_max` is set).
+    #[serde(with = "some_seconds")]
+    pub retention: Option<Duration>,
+    /// Most broadcasts kept for replay; beyond it the oldest are forgotten (messages, default
+    /// 1,000,000 with `retention`).
+    pub retention_max: Option<u64>,
     /// How long a dead letter is kept (seconds, default 1,209,600 = 14 days).
     #[serde(with = "seconds")]
     pub dead_retention: Duration,
@@ -39,6 +46,8 @@ impl Default for MemoryConfig {
             max_length: 1_000_000,
             dedup_window: Duration::from_secs(24 * 3600),
             max_dedup_ids: 1_000_000,
+            retention: None,
+            retention_max: None,
             dead_retention: Duration::from_secs(14 * 24 * 3600),
             max_dead: 100_000,
             max_tombstones: 100_000,
@@ -47,6 +56,12 @@ impl Default for MemoryConfig {
 }
 
 impl MemoryConfig {
+    /// Returns what is kept for replay, if anything was said of it.
+    #[must_use]
+    pub fn kept(&self) -> Option<Retention> {
+        Retention::of(self.retention, self.retention_max)
+    }
+
     /// Checks every option.
     ///
     /// # Errors
@@ -57,6 +72,7 @@ impl MemoryConfig {
         problems.at_least_one("max_dedup_ids", self.max_dedup_ids > 0);
         problems.at_least_one("max_dead", self.max_dead > 0);
         problems.some_time("dedup_window", self.dedup_window);
+        problems.retention(self.retention_max);
         problems.some_time("dead_retention", self.dead_retention);
         problems.end()
     }

@@ -42,6 +42,35 @@ impl fmt::Debug for Secret {
     }
 }
 
+/// Most broadcasts kept for replay unless it is said otherwise.
+const MOST_KEPT: u64 = 1_000_000;
+
+/// How long, and how many, broadcasts are kept for replay.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Retention {
+    /// How long; `None` = as long as they are not too many.
+    pub age: Option<Duration>,
+    /// How many; 0 = none: what was kept is forgotten.
+    pub max: u64,
+}
+
+impl Retention {
+    /// Returns what the options `retention` and `retention_max` ask for; `None` = nothing.
+    fn of(age: Option<Duration>, max: Option<u64>) -> Option<Self> {
+        if age.is_none() && max.is_none() {
+            return None;
+        }
+        let off = age.is_some_and(|age| age.is_zero());
+        Some(Self { age, max: if off { 0 } else { max.unwrap_or(MOST_KEPT) } })
+    }
+
+    /// Whether anything is kept.
+    #[must_use]
+    pub fn is_on(&self) -> bool {
+        self.max > 0
+    }
+}
+
 /// Collects what is wrong with a configuration, so that all of it is said at once.
 #[derive(Debug, Default)]
 pub(crate) struct Problems(Vec<String>);
@@ -57,6 +86,10 @@ impl Problems {
         }
     }
 
+    fn retention(&mut self, max: Option<u64>) {
+        self.at_least_one("retention_max", max != Some(0));
+    }
+
     fn some_time(&mut self, key: &str, value: Duration) {
         if value.is_zero() {
             self.add(format!("{key} is 0 s, must be more"));
@@ -66,6 +99,22 @@ impl Problems {
     /// Ends the check.
     pub(crate) fn end(self) -> Result<()> {
         if self.0.is_empty() { Ok(()) } else { Err(Error::Config { problems: self.0 }) }
+    }
+}
+
+/// Reads a duration from a number of seconds, or none.
+mod some_seconds {
+    use std::time::Duration;
+
+    use serde::{Deserialize, Deserializer, de::Error};
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        from: D,
+    ) -> Result<Option<Duration>, D::Error> {
+        let Some(seconds) = Option::<f64>::deserialize(from)? else { return Ok(None) };
+        let read = Duration::try_from_secs_f64(seconds)
+            .map_err(|_| D::Error::custom(format!("{seconds} is not a number of seconds >= 0")));
+        read.map(Some)
     }
 }
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-use super::{Endpoint, NetConfig, Problems, Wire, seconds};
+use super::{Endpoint, NetConfig, Problems, Retention, Wire, seconds, some_seconds};
 use crate::error::Result;
 
 /// How a `DataKnobs` broadcast goes that is too large for a notification.
@@ -50,6 +50,14 @@ pub struct PostgresConfig {
     /// How long a `dedup_id` is remembered (seconds, default 86,400 = 24 h).
     #[serde(with = "seconds")]
     pub dedup_window: Duration,
+    /// How long broadcasts are kept for replay (seconds; 0 = not at all, and what was kept is
+    /// forgotten; default: not at all unless `retention_max` is set; it is a setting of the bus: the last one
+    /// given holds for every process).
+    #[serde(with = "some_seconds")]
+    pub retention: Option<Duration>,
+    /// Most broadcasts kept for replay; beyond it the oldest are forgotten (messages, default
+    /// 1,000,000 with `retention`).
+    pub retention_max: Option<u64>,
     /// How long a dead letter is kept (seconds, default 1,209,600 = 14 days).
     #[serde(with = "seconds")]
     pub dead_retention: Duration,
@@ -75,6 +83,8 @@ impl Default for PostgresConfig {
             large_payloads: LargePayloads::default(),
             sweep: Duration::from_secs(5),
             dedup_window: Duration::from_secs(24 * 3600),
+            retention: None,
+            retention_max: None,
             dead_retention: Duration::from_secs(14 * 24 * 3600),
             max_dead: 100_000,
             max_tombstones: 100_000,
@@ -83,6 +93,12 @@ impl Default for PostgresConfig {
 }
 
 impl PostgresConfig {
+    /// Returns what is kept for replay, if anything was said of it.
+    #[must_use]
+    pub fn kept(&self) -> Option<Retention> {
+        Retention::of(self.retention, self.retention_max)
+    }
+
     /// Checks every option.
     ///
     /// # Errors
@@ -103,8 +119,12 @@ impl PostgresConfig {
         }
         problems.at_least_one("pool_size", self.pool_size > 0);
         problems.at_least_one("max_dead", self.max_dead > 0);
+        if self.wire == Wire::Dataknobs && self.kept().is_some_and(|kept| kept.is_on()) {
+            problems.add("retention is set, which the wire dataknobs cannot replay".into());
+        }
         problems.some_time("sweep", self.sweep);
         problems.some_time("dedup_window", self.dedup_window);
+        problems.retention(self.retention_max);
         problems.some_time("dead_retention", self.dead_retention);
         self.net.check(&mut problems);
         problems.end()

@@ -20,7 +20,7 @@ use super::options::{self, PublishOptions};
 use super::publish::{Broadcast, Prepared, Publish};
 use super::runtime::{self, Origin, python_code};
 use super::stream::CoreSubscription;
-use crate::backend::{Backend, Due, ListenRequest, MessageAction, Op, Transaction};
+use crate::backend::{Backend, Due, EventKey, ListenRequest, MessageAction, Op, Transaction};
 use crate::bus::{self, Bus};
 use crate::clock::{Clock, ManualClock, SystemClock};
 use crate::codec::{self, Limits, Wire};
@@ -50,6 +50,8 @@ pub(crate) struct Shared {
     strict_payloads: bool,
     /// Publisher and subscriber meet at a server, so everything is encoded and sent there.
     is_broker: bool,
+    /// Broadcasts are kept by a backend in this process, so that it must be given them.
+    keeps: bool,
     wire: Wire,
     origin: Origin,
     clock: Option<ManualClock>,
@@ -98,9 +100,9 @@ impl CoreBus {
     ) -> PyResult<(Py<PyAny>, Arc<Route>)> {
         let (text, route) = shared.route(topic)?;
         let event = event_of(text, event, None)?;
-        if shared.is_broker || shared.bus.backend().has_queue(&route.topic) {
+        let broadcast = shared.is_broker || shared.keeps;
+        if broadcast || shared.bus.backend().has_queue(&route.topic) {
             let body = shared.encode(event.bind(topic.py()), &route.topic)?;
-            let broadcast = shared.is_broker;
             ops.push(Op::Publish(options::message(&route.topic, body, None, broadcast)));
         } else if shared.strict_payloads {
             shared.encode(event.bind(topic.py()), &route.topic)?;
@@ -120,7 +122,7 @@ impl CoreBus {
         let (text, route) = shared.route(topic)?;
         let event = event_of(text, event, options)?;
         let due = options.map_or(Due::Now, |options| options.due);
-        let broadcast = shared.is_broker;
+        let broadcast = shared.is_broker || shared.keeps;
         let wanted = broadcast
             || options.is_some_and(|options| options.dedup_id.is_some())
             || due != Due::Now
@@ -165,11 +167,15 @@ impl Shared {
         Ok((text, self.hub.find_route(name)))
     }
 
-    /// Encodes an event for the groups.
-    fn encode(&self, event: &Bound<'_, PyEvent>, topic: &Arc<str>) -> PyResult<bytes::Bytes> {
+    /// Encodes an event for the backend, which finds it again by its key.
+    fn encode(
+        &self,
+        event: &Bound<'_, PyEvent>,
+        topic: &Arc<str>,
+    ) -> PyResult<(EventKey, bytes::Bytes)> {
         let limits = self.bus.limits();
         let core = event.get().to_core(event.py(), limits, topic)?;
-        Ok(codec::encode(&core, self.wire, limits)?)
+        Ok((core.event_id.key(), codec::encode(&core, self.wire, limits)?))
     }
 
     /// Returns the topics of broadcasts that foreign processes of this wire do not see.
@@ -274,6 +280,7 @@ impl CoreBus {
         let tasks = Tasks::new(runtime::runtime()?.handle().clone());
         let limits = Limits { max_bytes, max_depth, max_elements };
         let is_broker = home.backend.in_process().is_none();
+        let keeps = !is_broker && home.backend.capabilities().replay;
         let bus = Bus::new(home.backend, tasks, limits);
         let shared = Shared {
             bus,
@@ -281,6 +288,7 @@ impl CoreBus {
             strict_topics,
             strict_payloads,
             is_broker,
+            keeps,
             wire,
             origin: Origin::here(),
             clock,
@@ -568,7 +576,9 @@ impl CoreBus {
     }
 
     /// Adds a subscription with a bounded buffer of its own at the server; waits for its
-    /// confirmation. `malformed` is called with a topic and what is wrong with a frame of it.
+    /// confirmation. `malformed` is called with a topic and what is wrong with a frame of it;
+    /// `since` is where a replay begins.
+    #[pyo3(signature = (text, is_pattern, buffer, overflow, malformed, near=None, since=None))]
     fn _listen(
         slf: &Bound<'_, Self>,
         text: &Bound<'_, PyAny>,
@@ -577,14 +587,16 @@ impl CoreBus {
         overflow: &str,
         malformed: Py<PyAny>,
         near: Option<String>,
+        since: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<Pending> {
         let shared = Arc::clone(slf.get().ready(slf, "subscribe")?);
+        let since = since.map(options::since).transpose()?;
         let text = options::topic_text(text, if is_pattern { "pattern" } else { "topic" })?;
         let bindings = vec![shared.binding(options::topic_str(text)?, is_pattern)?];
         let overflow = options::overflow(overflow)?;
         Ok(Pending::new(move |_py| {
             let backend = Arc::clone(shared.bus.backend());
-            let request = ListenRequest { bindings, buffer, overflow, since: None };
+            let request = ListenRequest { bindings, buffer, overflow, since };
             let listen = async move {
                 match near {
                     Some(topic) => backend.listen_near(request, &topic).await,

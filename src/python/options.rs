@@ -10,12 +10,14 @@ use pyo3::types::{PyBytes, PyDateTime, PyDelta, PyDeltaAccess, PyDict, PyInt, Py
 
 use super::convert::{self, time};
 use super::event::PyEvent;
-use crate::backend::{DeadLetter, Due, Message, MessageId, MessageInfo, Op, Overflow, Record};
+use crate::backend::{
+    DeadLetter, Due, EventKey, Message, MessageId, MessageInfo, Op, Overflow, Record, Since,
+};
 use crate::bus::{ConsumeOptions, fresh_defaults};
 use crate::clock::{Clock, SystemClock};
 use crate::codec::{self, Limits};
 use crate::error::{Error, Result};
-use crate::event::WallTime;
+use crate::event::{EventId, Field, WallTime};
 use crate::retry::RetryPolicy;
 use crate::topic::{self, Binding};
 
@@ -233,13 +235,14 @@ fn message_identity() -> MessageId {
 /// Builds the message of a publish.
 pub(crate) fn message(
     topic: &Arc<str>,
-    body: Bytes,
+    (event, body): (EventKey, Bytes),
     options: Option<&PublishOptions>,
     broadcast: bool,
 ) -> Message {
     let mut message = Message {
         id: message_identity(),
         topic: Arc::clone(topic),
+        event,
         body,
         key: None,
         priority: 0,
@@ -342,6 +345,38 @@ pub(crate) fn epoch_micros(what: &'static str, value: &Bound<'_, PyAny>) -> PyRe
         }
         .into()),
     }
+}
+
+/// Reads where a replay begins: `"beginning"`, an event's id as text or UUID, or an aware datetime.
+pub(crate) fn since(value: &Bound<'_, PyAny>) -> PyResult<Since> {
+    let event = |text: &str| Since::Event(EventId::of(Field::Text(text.into())).key());
+    if let Ok(text) = value.cast::<PyString>() {
+        let unreadable = |_| Error::InvalidArgument {
+            what: "since",
+            value: text.to_string_lossy().chars().take(80).collect(),
+            rule: "must be text that can be encoded in UTF-8",
+        };
+        return match text.to_str().map_err(unreadable)? {
+            "beginning" => Ok(Since::Beginning),
+            "" => Err(Error::InvalidArgument {
+                what: "since",
+                value: "''".into(),
+                rule: "must be 'beginning', an event_id or a datetime",
+            }
+            .into()),
+            id => Ok(event(id)),
+        };
+    }
+    if value.is_instance_of::<PyDateTime>() {
+        return Ok(Since::Time(epoch_micros("since", value)?));
+    }
+    let class = value.get_type();
+    if class.name()? == "UUID" && class.module()? == "uuid" {
+        return Ok(event(value.str()?.to_str()?));
+    }
+    let class = class.name()?;
+    let text = format!("since must be 'beginning', an event_id or a datetime, not {class}");
+    Err(PyTypeError::new_err(text))
 }
 
 /// Reads an overflow policy.

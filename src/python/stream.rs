@@ -141,6 +141,18 @@ impl CoreSubscription {
         }
     }
 
+    /// Whether everything that came was taken, and a replay knows of nothing more.
+    fn idle(&self) -> bool {
+        match &self.source {
+            Source::Hub { ring, .. } => ring.is_empty(),
+            Source::Broker { ring, listener, .. } => {
+                // In this order: what is put into the buffer is followed up after that.
+                let behind = listener.lock().as_ref().is_some_and(|one| one.is_behind());
+                !behind && ring.is_empty()
+            }
+        }
+    }
+
     /// Ends the intake; what is buffered can still be taken.
     fn stop(&self) {
         self.end();

@@ -101,6 +101,12 @@ impl Pattern {
         &self.inner.text
     }
 
+    /// Returns what every matching topic begins with.
+    #[must_use]
+    pub fn prefix(&self) -> &str {
+        self.literals().prefix
+    }
+
     /// Whether the whole topic matches.
     #[must_use]
     pub fn matches(&self, topic: &str) -> bool {

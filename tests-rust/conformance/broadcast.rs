@@ -1,6 +1,8 @@
 //! Broadcasts: order, holes and ends.
 
-use eventbus::backend::{Broadcast, Gap, GapCause, ListenRequest, Listener, Message, Overflow};
+use eventbus::backend::{
+    Broadcast, Gap, GapCause, ListenRequest, Listener, Message, Overflow, Since,
+};
 use eventbus::error::Error;
 use eventbus::topic::Binding;
 
@@ -152,7 +154,7 @@ pub async fn replay_is_refused_where_it_is_not_supported(fixture: &dyn Fixture) 
         bindings: vec![case.on("t")],
         buffer: 1,
         overflow: Overflow::DropOldest,
-        since: Some(0),
+        since: Some(Since::After(0)),
     };
     let refused = case.bus.listen(request.clone()).await.err();
     assert!(matches!(refused, Some(Error::Unsupported { .. })), "{refused:?}");

@@ -18,6 +18,7 @@ pub mod messages;
 pub mod priority;
 pub mod publish;
 pub mod records;
+pub mod replay;
 pub mod retry;
 pub mod transactions;
 pub mod unique;
@@ -140,6 +141,18 @@ macro_rules! conformance {
                 a_scan_is_ordered_and_paged,
                 keys_with_odd_characters_are_scanned_exactly,
             }
+            replay {
+                what_is_kept_comes_first_then_what_is_live,
+                since_an_event_a_time_or_a_position,
+                a_cut_by_count_is_a_gap_first,
+                a_cut_by_age_is_a_gap_first,
+                what_is_unknown_is_a_gap_first,
+                a_slow_listener_loses_nothing,
+                one_that_is_overtaken_is_told,
+                what_was_refused_or_not_heard_is_not_kept,
+                many_join_while_many_publish,
+                a_dropped_or_closed_listener_ends,
+            }
             retry {
                 a_retry_counts_an_attempt_and_waits,
                 a_retry_at_once_is_first_again,
@@ -193,6 +206,9 @@ pub trait Fixture: Send + Sync {
     /// Returns a fresh backend: an empty one, or a fresh prefix on a server.
     async fn backend(&self) -> Arc<dyn Backend>;
 
+    /// Returns another one that keeps broadcasts for so long, and so many.
+    async fn keeping(&self, age: Option<Duration>, most: Option<u64>) -> Arc<dyn Backend>;
+
     /// Lets time pass by the backend's clock.
     async fn advance(&self, by: Duration);
 }
@@ -217,6 +233,16 @@ impl<'a> Case<'a> {
     pub async fn new(fixture: &'a dyn Fixture) -> Case<'a> {
         let tag = uuid::Uuid::new_v4().simple().to_string();
         Case { fixture, bus: fixture.backend().await, tag }
+    }
+
+    /// A case whose backend keeps broadcasts.
+    pub async fn keeping(
+        fixture: &'a dyn Fixture,
+        age: Option<Duration>,
+        most: Option<u64>,
+    ) -> Case<'a> {
+        let tag = uuid::Uuid::new_v4().simple().to_string();
+        Case { fixture, bus: fixture.keeping(age, most).await, tag }
     }
 
     /// Returns a topic of this case.
@@ -251,8 +277,9 @@ impl<'a> Case<'a> {
 
     /// Returns a message for a topic of this case; its body is its name.
     pub fn message(&self, topic: &str, body: &str) -> Message {
+        let id = new_id();
         Message {
-            id: new_id(),
+            id,
             topic: self.topic(topic),
             body: Bytes::copy_from_slice(body.as_bytes()),
             key: None,
@@ -262,6 +289,7 @@ impl<'a> Case<'a> {
             dedup_id: None,
             unique: None,
             broadcast: true,
+            event: id,
         }
     }
 

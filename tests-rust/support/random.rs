@@ -62,6 +62,7 @@ fn message(publish: &Publish) -> Message {
         dedup_id: publish.dedup.map(text),
         unique: publish.unique.map(text),
         broadcast: true,
+        event: [0; 16],
     }
 }
 

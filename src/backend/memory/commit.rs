@@ -11,7 +11,9 @@ use super::micros;
 use super::records::Version;
 use super::state::State;
 use super::wait::Wakes;
-use crate::backend::{Accepted, Committed, Due, Lease, Message, Op, Outcome, Token, Transaction};
+use crate::backend::{
+    Accepted, Committed, Due, EventKey, Lease, Message, Op, Outcome, Token, Transaction,
+};
 use crate::error::{Error, Result};
 
 /// A publish that passed its check.
@@ -228,7 +230,7 @@ impl State {
         wakes: &mut Wakes,
     ) -> Committed {
         let mut committed = Committed::default();
-        let mut broadcasts: Vec<(Arc<str>, Bytes)> = Vec::new();
+        let mut broadcasts: Vec<(EventKey, Arc<str>, Bytes)> = Vec::new();
         let (mut publishes, mut settles) = (plan.publishes.drain(..), plan.settles.drain(..));
         let (mut begin, mut recorded) = (0, false);
         for op in transaction.ops {
@@ -238,8 +240,9 @@ impl State {
                     let targets = &plan.targets[begin..publish.end];
                     begin = publish.end;
                     let heard = message.broadcast && message.due == Due::Now && !publish.duplicate;
-                    if heard && !self.listeners.is_empty() {
-                        broadcasts.push((Arc::clone(&message.topic), message.body.clone()));
+                    if heard && (self.kept.is_some() || !self.listeners.is_empty()) {
+                        let (topic, body) = (Arc::clone(&message.topic), message.body.clone());
+                        broadcasts.push((message.event, topic, body));
                     }
                     committed.published.push(Accepted {
                         duplicate: publish.duplicate,
@@ -269,9 +272,12 @@ impl State {
         if recorded {
             self.records.trim(self.config.max_tombstones);
         }
-        for (topic, body) in broadcasts {
+        for (event, topic, body) in broadcasts {
             self.position += 1;
             let position = self.position;
+            if let Some(log) = &mut self.kept {
+                log.add((position, now), (event, &topic, &body));
+            }
             self.listeners
                 .for_each_match(&topic, |_, feed| feed.push(&topic, &body, position, wakes));
         }

@@ -8,7 +8,7 @@
 //! - `group`: one group's copies; `place`, `ready`: where they stand; `claim`, `settle`: deliveries;
 //!   `dead`, `operate`: what operators see and do
 //! - `commit`: the check and the application of transactions; `dedup`, `records`
-//! - `broadcast`: feeds of listeners; `wait`: who waits for a claim
+//! - `broadcast`: feeds of listeners; `kept`: broadcasts kept for replay; `wait`: who waits for a claim
 
 mod broadcast;
 mod claim;
@@ -16,6 +16,7 @@ mod commit;
 mod dead;
 mod dedup;
 mod group;
+mod kept;
 mod operate;
 mod place;
 mod ready;
@@ -34,16 +35,19 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use self::broadcast::{Feed, MemoryListener};
+use self::kept::{Log, Reader};
 use self::state::State;
 use self::wait::{Waiter, Wakes};
 use super::InProcess;
+use super::replay::{self, Hint, Kept, Replay, ReplayListener};
 use super::{
     Backend, Capabilities, ClaimRequest, Committed, DeadLetter, Delivery, GroupSpec, Inspection,
     Lease, ListenRequest, Listener, MessageAction, MessageId, MessageInfo, Record, Transaction,
 };
 use crate::clock::{Clock, SystemClock};
-use crate::config::MemoryConfig;
+use crate::config::{MemoryConfig, Retention};
 use crate::error::{Error, Result};
+use crate::ring::Ring;
 use crate::topic::{Binding, RouteId};
 
 /// Returns a duration in microseconds, as the clock counts.
@@ -81,6 +85,22 @@ impl Shared {
         })
     }
 
+    /// Adds a listener.
+    fn add_feed(
+        self: &Arc<Self>,
+        feed: Arc<Feed>,
+        bindings: Vec<Binding>,
+    ) -> Result<MemoryListener> {
+        let (id, routes) = self.with(|state, _, _| {
+            state.next_id += 1;
+            state.feeds.insert(state.next_id, Arc::clone(&feed));
+            let bindings = bindings.into_iter();
+            let routes = bindings.map(|b| state.listeners.insert(b, Arc::clone(&feed))).collect();
+            Ok((state.next_id, routes))
+        })?;
+        Ok(MemoryListener { feed, id, routes, shared: Arc::clone(self) })
+    }
+
     /// Removes a listener.
     fn forget(&self, id: u64, routes: &[RouteId]) {
         let mut state = self.state.lock();
@@ -112,12 +132,14 @@ impl MemoryBackend {
     /// Creates an empty backend; `config` is taken as valid.
     #[must_use]
     pub fn new(config: MemoryConfig, clock: Arc<dyn Clock>) -> Self {
-        let state = Mutex::new(State { config, ..State::default() });
+        let retention = config.kept().filter(Retention::is_on);
+        let kept = retention.map(Log::new);
+        let state = Mutex::new(State { config, kept, ..State::default() });
         let capabilities = Capabilities {
             name: "memory",
             in_process: true,
             durable: false,
-            replay: false,
+            replay: retention.is_some(),
             max_partitions: 1,
         };
         Self {
@@ -240,22 +262,26 @@ impl Backend for MemoryBackend {
 
     async fn listen(&self, request: ListenRequest) -> Result<Box<dyn Listener>> {
         at_least_one("buffer", request.buffer)?;
-        if request.since.is_some() {
-            return Err(Error::Unsupported {
-                operation: "subscribe(since=…)",
-                backend: "memory",
-                remedy: "subscribe without since, or use a backend with retention",
-            });
+        let Some(since) = request.since else {
+            let feed = Arc::new(Feed::new(&request));
+            return Ok(Box::new(self.shared.add_feed(feed, request.bindings)?));
+        };
+        if !self.capabilities.replay {
+            return Err(replay::unsupported("memory"));
         }
-        let feed = Arc::new(Feed::new(&request));
-        let (id, routes) = self.shared.with(|state, _, _| {
-            state.next_id += 1;
-            state.feeds.insert(state.next_id, Arc::clone(&feed));
-            let bindings = request.bindings.into_iter();
-            let routes = bindings.map(|b| state.listeners.insert(b, Arc::clone(&feed))).collect();
-            Ok((state.next_id, routes))
+        let kept = Reader(Arc::clone(&self.shared));
+        let start = kept.find(since).await?;
+        let ring = Arc::new(Ring::new(request.buffer, request.overflow));
+        let hint = Arc::new(Hint::default());
+        let feed = Arc::new(Feed::replaying(Arc::clone(&ring), Arc::clone(&hint)));
+        let feed = self.shared.add_feed(feed, request.bindings.clone())?;
+        let listener = ReplayListener::new(Arc::clone(&ring), Arc::clone(&hint), Box::new(feed));
+        let replay = Replay { kept, bindings: request.bindings, ring, hint, sweep: None };
+        let runtime = tokio::runtime::Handle::try_current().map_err(|_| Error::Internal {
+            reason: "a replay needs a runtime to be started in".into(),
         })?;
-        Ok(Box::new(MemoryListener { feed, id, routes, shared: Arc::clone(&self.shared) }))
+        runtime.spawn(replay.run(start));
+        Ok(Box::new(listener))
     }
 
     async fn declare_group(&self, spec: GroupSpec) -> Result<()> {

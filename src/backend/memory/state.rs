@@ -9,6 +9,7 @@ use super::broadcast::Feed;
 use super::commit::Plan;
 use super::dedup::Window;
 use super::group::Group;
+use super::kept::Log;
 use super::records::Records;
 use super::slab::Slab;
 use super::wait::Wakes;
@@ -33,6 +34,8 @@ pub(super) struct State {
     pub(super) routes: Router<(u32, u32)>,
     pub(super) listeners: Router<Arc<Feed>>,
     pub(super) feeds: BTreeMap<u64, Arc<Feed>>,
+    /// Broadcasts kept for replay.
+    pub(super) kept: Option<Log>,
     pub(super) dedup: Window,
     pub(super) records: Records,
     pub(super) published: u64,

@@ -37,7 +37,8 @@ calls! {
         INT4_ARRAY, INT2_ARRAY, UUID_ARRAY, TEXT_ARRAY, BYTEA_ARRAY, TEXT_ARRAY,
         TEXT_ARRAY, TEXT_ARRAY, TEXT_ARRAY, INT2_ARRAY, INT8_ARRAY,
         INT4_ARRAY, INT4_ARRAY, INT2_ARRAY, INT8_ARRAY, INT8_ARRAY, INT8_ARRAY,
-        INT4_ARRAY, INT4_ARRAY, TEXT_ARRAY, UUID_ARRAY
+        INT4_ARRAY, INT4_ARRAY, TEXT_ARRAY, UUID_ARRAY,
+        UUID_ARRAY, TEXT_ARRAY, BYTEA_ARRAY, UUID_ARRAY
     ];
     ANNOUNCE = "announce", "commit", true, [INT4, TEXT_ARRAY];
     CLAIM = "claim", "claim", true, [TEXT, BOOL_ARRAY, TEXT_ARRAY, INT4, INT8, INT4];
@@ -64,6 +65,10 @@ calls! {
     AILMENTS = "ailments", "maintain", false, [];
     READ_RECORDS = "read_records", "read", true, [TEXT_ARRAY];
     SCAN_RECORDS = "scan_records", "scan", true, [TEXT, TEXT, TEXT, INT8];
+    RETAIN = "retain", "connect", false, [INT8, INT8];
+    FIND_KEPT = "find_kept", "replay", false, [INT2, INT8, UUID];
+    READ_KEPT = "read_kept", "replay", true, [INT8, INT4, INT8, TEXT_ARRAY, TEXT_ARRAY];
+    TRIM_KEPT = "trim_kept", "maintain", false, [];
     FETCH_LARGE = "fetch_large", "listen", false, [UUID];
 }
 

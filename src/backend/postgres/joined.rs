@@ -65,6 +65,8 @@ struct Line<'a> {
     notify: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     large: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    event: Option<String>,
 }
 
 impl<'a> Line<'a> {
@@ -99,6 +101,7 @@ impl<'a> Line<'a> {
             ttl: step.ttl,
             notify: step.notify,
             large: step.large.map(|id| id.to_string()),
+            event: step.event.map(|id| id.to_string()),
         }
     }
 }

@@ -8,7 +8,7 @@ use tokio::sync::watch;
 use tokio_postgres::Client;
 use tokio_util::sync::CancellationToken;
 
-use super::calls::{AILMENTS, MAINTAIN, column};
+use super::calls::{AILMENTS, MAINTAIN, TRIM_KEPT, column};
 use super::committer::{Desk, Inbox};
 use super::connect::Connector;
 use super::ear::{Ear, Hearing};
@@ -21,7 +21,7 @@ use super::schema::Schema;
 use super::session::Argument;
 use super::step::{heard, signed};
 use super::wake::Wakes;
-use super::{fault, micros};
+use super::{fault, kept, micros};
 use crate::backend::feeds::Feeds;
 use crate::backend::{ConnectionState, Lease, Message};
 use crate::config::{LargePayloads, PostgresConfig, Wire};
@@ -122,6 +122,9 @@ impl Live {
             }
         }
         pool.keep(session);
+        if let Some(retention) = config.kept() {
+            kept::retain(&pool, retention).await?;
+        }
         registry.refresh(&pool).await?;
         let published = Arc::new(AtomicI64::new(0));
         let inbox = Inbox::open(Desk {
@@ -166,6 +169,9 @@ impl Live {
                     let thorough = round % THOROUGH == 1;
                     // Trouble shows at the next use; care is tried again.
                     let _ = live.maintain(thorough).await;
+                    if live.registry.get().keeps {
+                        let _ = live.pool.call(&TRIM_KEPT, &[], "").await;
+                    }
                     if thorough {
                         let _ = live.look_for_ailments().await;
                     }

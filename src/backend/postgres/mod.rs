@@ -7,7 +7,7 @@
 //! - `parcel`, `step`, `send`, `answers`, `committer`: the write path, in batches
 //! - `foreign`: broadcasts of the `DataKnobs` wire, on channels of its own
 //! - `joined`: transactions on a connection of the caller's
-//! - `ear`, `wire`: notifications; `wake`, `hollow`: who waits
+//! - `kept`: broadcasts kept for replay; `ear`, `wire`: notifications; `wake`, `hollow`: who waits
 //! - `registry`: what is bound to what; `claims`, `operate`, `records`: everything else
 //! - `live`: an open backend
 
@@ -21,6 +21,7 @@ mod fault;
 mod foreign;
 mod hollow;
 mod joined;
+mod kept;
 mod link;
 mod live;
 mod migration;
@@ -50,6 +51,7 @@ use self::connect::Connector;
 use self::ear::Hearing;
 use self::live::Live;
 use self::operate::storable;
+use super::replay;
 use super::{
     Backend, Capabilities, ClaimRequest, Committed, ConnectionState, DeadLetter, Delivery,
     GroupSpec, Health, Inspection, Joins, Lease, ListenRequest, Listener, Message, MessageAction,
@@ -102,7 +104,7 @@ impl PostgresBackend {
             name: "postgres",
             in_process: false,
             durable: true,
-            replay: false,
+            replay: config.kept().is_some_and(|kept| kept.is_on()),
             max_partitions: 1,
         };
         let turn = tokio::sync::Mutex::default();
@@ -149,8 +151,12 @@ fn check(live: &Live, transaction: &Transaction) -> Result<()> {
         match op {
             Op::Publish(message) => {
                 // What is broadcast only is kept nowhere, so `DataKnobs` topics may be anything.
-                let kept =
-                    || message.dedup_id.is_some() || live.registry.get().has_match(&message.topic);
+                let kept = || {
+                    let registry = live.registry.get();
+                    message.dedup_id.is_some()
+                        || registry.keeps
+                        || registry.has_match(&message.topic)
+                };
                 if live.outgoing().is_none() || kept() {
                     storable("topic", &message.topic)?;
                 }
@@ -241,14 +247,13 @@ impl Backend for PostgresBackend {
 
     async fn listen(&self, request: ListenRequest) -> Result<Box<dyn Listener>> {
         at_least_one("buffer", request.buffer)?;
-        if request.since.is_some() {
-            return Err(Error::Unsupported {
-                operation: "subscribe(since=…)",
-                backend: "postgres",
-                remedy: "subscribe without since",
-            });
+        let Some(since) = request.since else {
+            return self.run(async |live| listen(live, request, None).await).await;
+        };
+        if !self.capabilities.replay {
+            return Err(replay::unsupported("postgres"));
         }
-        self.run(async |live| listen(live, request, None).await).await
+        self.run(async |live| kept::listen(live, &request, since).await).await
     }
 
     async fn declare_group(&self, spec: GroupSpec) -> Result<()> {
@@ -347,8 +352,9 @@ impl Backend for PostgresBackend {
         warnings.extend(link.ailments.lock().iter().cloned());
         if link.is_pooled() {
             warnings.push(
-                "notifications do not arrive, as behind a transaction pooler: there are no \
-                 broadcasts and consumers poll; connect directly or use session pooling"
+                "notifications do not arrive, as behind a transaction pooler: subscriptions and \
+                 consumers poll, and what is broadcast is kept in a table for them; connect directly \
+                 or use session pooling"
                     .into(),
             );
         }
@@ -394,12 +400,7 @@ async fn listen(
             Err(_) => return Err(late()),
         };
         let Hearing::Live(client) = found else {
-            return Err(Error::Unsupported {
-                operation: "subscribe",
-                backend: "postgres",
-                remedy: "notifications do not arrive through a transaction pooler; connect \
-                         directly or use session pooling",
-            });
+            return kept::poll(live, &request).await;
         };
         // What was published before arrives before this answer, so it is not heard.
         match tokio::time::timeout_at(deadline, client.simple_query(&text)).await {

@@ -60,12 +60,15 @@ pub(super) struct Parcel<'a> {
     pub(super) lanes: Vec<(i32, &'a str)>,
     pub(super) notify: Vec<String>,
     pub(super) large: Vec<(Uuid, &'a [u8])>,
+    /// Plainly published broadcasts that are to be kept for replay.
+    pub(super) kept: Vec<&'a Message>,
     /// Messages plainly published.
     pub(super) published: i64,
     /// Whether it routes anything, so that the registry must be current.
     pub(super) routes: bool,
     ops: Vec<&'a Op>,
     slots: Vec<Slot<'a>>,
+    keeps: bool,
     packer: Packer,
     tokens: HashSet<Token, RandomState>,
 }
@@ -87,10 +90,12 @@ impl<'a> Parcel<'a> {
             lanes: Vec::new(),
             notify: Vec::new(),
             large: Vec::new(),
+            kept: Vec::new(),
             published: 0,
             routes: false,
             ops: Vec::new(),
             slots: Vec::new(),
+            keeps: registry.keeps,
             packer: Packer::new(producer, number, foreign.cloned()),
             tokens: HashSet::default(),
         };
@@ -136,6 +141,7 @@ impl<'a> Parcel<'a> {
             && self.copies.is_empty()
             && self.steps.is_empty()
             && self.large.is_empty()
+            && self.kept.is_empty()
     }
 
     /// Whether there is anything to send.
@@ -192,6 +198,9 @@ impl<'a> Parcel<'a> {
             self.copies.extend(targets.into_iter().map(|target| Copy { target, message }));
             if !heard(message) {
                 continue;
+            }
+            if self.keeps {
+                self.kept.push(message);
             }
             if self.packer.fits(&message.topic, &message.body) {
                 self.notify.extend(self.packer.inline(&message.topic, &message.body));
@@ -253,7 +262,9 @@ impl<'a> Parcel<'a> {
         let first = i32::try_from(self.targets.len() + 1).unwrap_or(i32::MAX);
         let count = i32::try_from(targets.len()).unwrap_or(i32::MAX);
         self.targets.extend(targets);
-        Step { first, count, ..step::publish(message, &mut self.packer) }
+        let step = step::publish(message, &mut self.packer);
+        let event = step.event.filter(|_| self.keeps);
+        Step { first, count, event, ..step }
     }
 
     /// Turns the server's answer into one result per transaction.

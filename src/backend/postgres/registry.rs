@@ -26,6 +26,8 @@ pub(super) struct Target {
 #[derive(Debug, Default)]
 pub(super) struct Registry {
     pub(super) version: i32,
+    /// Whether broadcasts are kept for replay.
+    pub(super) keeps: bool,
     ids: HashMap<Arc<str>, i32, RandomState>,
     names: HashMap<i32, Arc<str>, RandomState>,
     routes: Router<Target>,
@@ -36,6 +38,7 @@ impl Registry {
         let mut registry = Self::default();
         for row in rows {
             registry.version = column(row, 0)?;
+            registry.keeps = column(row, 7)?;
             let Some(id) = column::<Option<i32>>(row, 1)? else { continue };
             if let Entry::Vacant(entry) = registry.names.entry(id) {
                 let name: Arc<str> = column::<&str>(row, 2)?.into();

@@ -15,6 +15,7 @@ const MIGRATIONS: &[&[&str]] = &[&[
     include_str!("sql/v1/claim.sql"),
     include_str!("sql/v1/groups.sql"),
     include_str!("sql/v1/care.sql"),
+    include_str!("sql/v1/kept.sql"),
 ]];
 
 /// The version that this build makes and needs.

@@ -102,6 +102,12 @@ impl Parcel<'_> {
         let count: Vec<_> = steps().map(|step| step.count).collect();
         let notify = column(steps().map(|step| step.notify.as_deref()));
         let large = column(steps().map(|step| step.large));
+        let event = column(steps().map(|step| step.event));
+
+        let kept_event: Vec<_> =
+            self.kept.iter().map(|message| Uuid::from_bytes(message.event)).collect();
+        let kept_topic: Vec<&str> = self.kept.iter().map(|message| &*message.topic).collect();
+        let kept_body: Vec<&[u8]> = self.kept.iter().map(|message| &*message.body).collect();
 
         link.attempt(
             session,
@@ -157,6 +163,10 @@ impl Parcel<'_> {
                 &count,
                 &notify,
                 &large,
+                &kept_event,
+                &kept_topic,
+                &kept_body,
+                &event,
             ],
             deadline,
         )

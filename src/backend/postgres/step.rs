@@ -36,6 +36,8 @@ pub(super) struct Step<'a> {
     pub(super) count: i32,
     pub(super) notify: Option<String>,
     pub(super) large: Option<Uuid>,
+    /// The event of a broadcast that is to be kept.
+    pub(super) event: Option<Uuid>,
 }
 
 /// Returns the step of a publish; what subscribers get is packed by itself.
@@ -66,6 +68,7 @@ pub(super) fn publish<'a>(message: &'a Message, packer: &mut Packer) -> Step<'a>
         ttl: message.expires_after.map(micros),
         notify,
         large,
+        event: heard(message).then(|| Uuid::from_bytes(message.event)),
         ..Step::default()
     }
 }

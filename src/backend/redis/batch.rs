@@ -93,12 +93,15 @@ impl Topics<'_> {
             return *found;
         }
         let targets = self.registry.targets(topic);
-        array(&mut self.out, 2);
+        array(&mut self.out, if self.registry.keeps { 3 } else { 2 });
         write_text(&mut self.out, format!("{}{topic}", self.channels.prefix).as_bytes());
         array(&mut self.out, targets.len() * 2);
         for (group, queue) in &targets {
             number(&mut self.out, *group);
             number(&mut self.out, *queue);
+        }
+        if self.registry.keeps {
+            write_text(&mut self.out, topic.as_bytes());
         }
         let queues = u32::try_from(targets.len()).unwrap_or(u32::MAX);
         let entry = (self.index.len() as u64 + 1, queues);
@@ -113,10 +116,18 @@ impl Topics<'_> {
         write_text(out, &message::write(message));
         if !message.broadcast || message.due != Due::Now {
             flag(out, false);
-        } else if self.channels.bare {
+            return queues;
+        }
+        if self.registry.keeps {
+            array(out, 2);
+        }
+        if self.channels.bare {
             write_text(out, &message.body);
         } else {
             flag(out, true);
+        }
+        if self.registry.keeps {
+            write_text(out, &message.event);
         }
         queues
     }
@@ -174,7 +185,7 @@ impl Batch {
             write_part(&mut segments, part, transactions, &mut topics, &mut queues);
         }
         let mut bytes = Vec::with_capacity(segments.len() + topics.out.len() + 128);
-        array(&mut bytes, 7);
+        array(&mut bytes, 8);
         write_text(&mut bytes, header.registry.version.as_bytes());
         write_text(&mut bytes, header.producer.as_bytes());
         number(&mut bytes, header.number);
@@ -185,6 +196,7 @@ impl Batch {
         let window = u64::try_from(header.dedup_window.as_millis()).unwrap_or(u64::MAX);
         number(&mut bytes, window);
         flag(&mut bytes, header.again);
+        flag(&mut bytes, header.registry.keeps);
         Self { bytes, parts, queues }
     }
 

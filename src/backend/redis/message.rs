@@ -109,6 +109,7 @@ mod tests {
             dedup_id: None,
             unique: Some("u".into()),
             broadcast: true,
+            event: [0; 16],
         }
     }
 

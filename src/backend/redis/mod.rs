@@ -7,7 +7,8 @@
 //! - `dial`: makes a connection; `link`: keeps one; `session`: everything between connect and close
 //! - `lanes`, `batch`: commits; `registry`: the bindings that targets are computed with
 //! - `claim`, `waits`: claims and who waits for one; `operate`: groups and operators
-//! - `listen`: broadcasts; `hole`: when a gap is told; `message`: the stored form of a message, which is also its frame
+//! - `listen`: broadcasts; `hole`: when a gap is told; `kept`: broadcasts kept for replay;
+//!   `message`: the stored form of a message, which is also its frame
 //! - `raw`: single commands and channels, for wires that others have made
 //! - `checks`: what an operator should know of the server; `scripts`: the scripts
 
@@ -17,6 +18,7 @@ mod claim;
 mod dead_reason;
 mod dial;
 mod hole;
+mod kept;
 mod lanes;
 mod link;
 mod listen;
@@ -28,6 +30,7 @@ mod scripts;
 mod session;
 mod waits;
 
+use std::any::Any;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -40,6 +43,7 @@ pub use self::raw::{RedisClient, Reply};
 
 use self::dial::Dialer;
 use self::session::Session;
+use super::replay::{self, Kept, Replay};
 use super::{
     Backend, Capabilities, ClaimRequest, Committed, ConnectionState, DeadLetter, Delivery,
     GroupSpec, Health, Inspection, Lease, ListenRequest, Listener, MessageAction, MessageId,
@@ -77,7 +81,7 @@ impl RedisBackend {
             name: "redis",
             in_process: false,
             durable: true,
-            replay: false,
+            replay: config.kept().is_some_and(|kept| kept.is_on()),
             max_partitions: 1,
         };
         Ok(Self {
@@ -146,12 +150,8 @@ impl Backend for RedisBackend {
 
     async fn listen(&self, request: ListenRequest) -> Result<Box<dyn Listener>> {
         at_least_one("buffer", request.buffer)?;
-        if request.since.is_some() {
-            return Err(Error::Unsupported {
-                operation: "subscribe(since=…)",
-                backend: "redis",
-                remedy: "subscribe without since, or use a backend with retention",
-            });
+        if request.since.is_some() && !self.capabilities.replay {
+            return Err(replay::unsupported("redis"));
         }
         let session = self.session()?;
         let names = &session.receiver.names;
@@ -163,10 +163,19 @@ impl Backend for RedisBackend {
         let deadline = Instant::now() + self.config.net.op_timeout;
         // The feed is there first, so that nothing falls between the confirmation and it.
         let slot = Arc::new(parking_lot::Mutex::new(None));
-        let listener = session.receiver.feeds.add(request, Box::new(Arc::clone(&slot)));
-        let added = session.subscriptions.add(&session.pushes, wanted, deadline).await;
-        let needed = added.map_err(|trouble| session.failed("subscribe", trouble))?;
-        *slot.lock() = Some(needed);
+        let keep: Box<dyn Any + Send + Sync> = Box::new(Arc::clone(&slot));
+        let Some(since) = request.since else {
+            let listener = session.receiver.feeds.add(request, keep);
+            *slot.lock() = Some(session.subscribe(wanted, deadline).await?);
+            return Ok(Box::new(listener));
+        };
+        let (listener, ring, hint) = session.receiver.feeds.add_replay(&request, keep);
+        *slot.lock() = Some(session.subscribe(wanted, deadline).await?);
+        let kept = kept::Reader(Arc::downgrade(&session));
+        let start = kept.find(since).await?;
+        let sweep = Some(self.config.sweep);
+        let replay = Replay { kept, bindings: request.bindings, ring, hint, sweep };
+        session.tasks.spawn(replay.run(start));
         Ok(Box::new(listener))
     }
 

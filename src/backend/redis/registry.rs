@@ -12,6 +12,8 @@ use crate::topic::{Binding, Pattern, Router};
 pub(super) struct Registry {
     /// What the server calls this version; `0` before any group was declared.
     pub(super) version: String,
+    /// Whether broadcasts are kept for replay.
+    pub(super) keeps: bool,
     routes: Router<(u64, u64)>,
     names: AHashMap<u64, Arc<str>>,
     groups: AHashMap<Arc<str>, Known>,
@@ -38,11 +40,12 @@ impl Known {
 }
 
 impl Registry {
-    /// Reads the answer of the script: the version, then name, group, queue and binding of each.
+    /// Reads the answer of the script: the version, whether broadcasts are kept, then name, group, queue and binding of each.
     pub(super) fn read(answer: Value) -> Option<Self> {
         let Value::Array(parts) = answer else { return None };
         let mut texts = parts.into_iter().map(text);
         let mut registry = Self { version: texts.next()??, ..Self::default() };
+        registry.keeps = texts.next()?? == "1";
         while let Some(name) = texts.next() {
             let group = texts.next()??.parse().ok()?;
             let queue = texts.next()??.parse().ok()?;

@@ -12,7 +12,7 @@ macro_rules! script {
 
 /// Applies a batch of transactions.
 pub(super) static COMMIT: LazyLock<Script> =
-    script!("lib", "commit", "group", "records", "transact");
+    script!("lib", "kept", "commit", "group", "records", "transact");
 /// Claims, or looks whether there is something to claim.
 pub(super) static CLAIM: LazyLock<Script> = script!("lib", "claim", "group", "claim_any");
 /// Extends leases.
@@ -20,13 +20,15 @@ pub(super) static RENEW: LazyLock<Script> = script!("lib", "group", "renew");
 /// Reads records.
 pub(super) static READ: LazyLock<Script> = script!("lib", "records", "read");
 /// Declares groups; what operators see and do.
-pub(super) static ADMIN: LazyLock<Script> = script!("lib", "group", "records", "admin");
+pub(super) static ADMIN: LazyLock<Script> = script!("lib", "kept", "group", "records", "admin");
+/// Reads what is kept for replay.
+pub(super) static REPLAY: LazyLock<Script> = script!("lib", "kept", "replay");
 /// Passes a wake-up on.
 pub(super) static PASS: LazyLock<Script> = script!("lib", "pass");
 
 /// All of them, to be loaded when a connection is made.
-pub(super) fn all() -> [&'static Script; 6] {
-    [&COMMIT, &CLAIM, &RENEW, &READ, &ADMIN, &PASS]
+pub(super) fn all() -> [&'static Script; 7] {
+    [&COMMIT, &CLAIM, &RENEW, &READ, &ADMIN, &REPLAY, &PASS]
 }
 
 /// One script.

@@ -15,11 +15,11 @@ use super::batch::Channels;
 use super::dial::{Dialer, Push, ask, refusal};
 use super::lanes::{Context, Lane, load};
 use super::link::{self, Link, Status, Trouble};
-use super::listen::{Names, Receiver, Subscriptions};
+use super::listen::{Names, Needed, Receiver, Subscriptions};
 use super::registry::Registry;
 use super::scripts::{self, Script};
 use super::waits::{Waiting, Waits};
-use super::{checks, claim};
+use super::{checks, claim, kept};
 use crate::config::{RedisConfig, Wire};
 use crate::error::{Error, Result};
 use crate::shutdown::Tasks;
@@ -147,7 +147,7 @@ impl Session {
             move || waits.wake_all(),
         ));
         let (own, waits) = (of(maker), Arc::clone(&self.waits));
-        let receiver = Arc::clone(&self.receiver);
+        let (receiver, found) = (Arc::clone(&self.receiver), Arc::clone(&self.receiver));
         self.tasks.spawn(link::keep(
             Arc::clone(&self.pushes),
             every,
@@ -156,7 +156,10 @@ impl Session {
                 let maker = of(&own);
                 async move { maker.push_connection().await }
             },
-            move || waits.wake_all(),
+            move || {
+                waits.wake_all();
+                found.feeds.look();
+            },
         ));
     }
 
@@ -206,6 +209,16 @@ impl Session {
                 self.commands.too_late(operation, after, false)
             }
         }
+    }
+
+    /// Subscribes to names and patterns of the server and waits for its confirmation.
+    pub(super) async fn subscribe(
+        &self,
+        wanted: Vec<(Vec<u8>, bool)>,
+        deadline: Instant,
+    ) -> Result<Needed> {
+        let added = self.subscriptions.add(&self.pushes, wanted, deadline).await;
+        added.map_err(|trouble| self.failed("subscribe", trouble))
     }
 
     /// Ends everything; waiting calls return.
@@ -259,7 +272,12 @@ impl Maker {
                 .arg(self.config.max_dead)
                 .arg("max_tombstones")
                 .arg(self.config.max_tombstones);
-            match ask(&mut connection, &configure).await {
+            let configured = ask(&mut connection, &configure).await;
+            let configured = match kept::configure(&self.config, &self.prefix) {
+                Some(keep) if configured.is_ok() => ask(&mut connection, &keep).await,
+                _ => configured,
+            };
+            match configured {
                 // A full server, or one whose disk is full, still has them from before.
                 Err(error) if matches!(error.code(), Some("OOM" | "MISCONF" | "NOPERM")) => Ok(()),
                 other => other.map(drop),

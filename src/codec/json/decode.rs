@@ -1,7 +1,6 @@
 //! JSON text → event, as `Event.from_dict(json.loads(text))` reads it.
 
 use bytes::Bytes;
-use uuid::Uuid;
 
 use super::pack::Packer;
 use super::parse::{Parser, Text, write_text};
@@ -135,7 +134,7 @@ impl Entries {
         };
         let event_id = match self.event_id {
             None => EventId::Uuid(missing().event_id),
-            Some(field) => event_id(field),
+            Some(field) => EventId::of(field),
         };
         let metadata = self.metadata.filter(|metadata| *metadata != EMPTY);
         Ok(Event {
@@ -171,18 +170,6 @@ fn surrogate_text(value: &[u8]) -> Option<&[u8]> {
         Ok(Token::Ext(ext::SURROGATE_TEXT, length)) => reader.take(length).ok(),
         _ => None,
     }
-}
-
-/// Recognises the canonical text of a UUID; any other text stays text.
-fn event_id(field: Field) -> EventId {
-    if let Field::Text(text) = &field
-        && text.len() == 36
-        && let Ok(id) = Uuid::try_parse(text)
-        && *id.hyphenated().encode_lower(&mut [0; 36]) == **text
-    {
-        return EventId::Uuid(id.into_bytes());
-    }
-    EventId::Other(field)
 }
 
 /// Quotes text from the wire, shortened.

@@ -3,13 +3,6 @@
 -- ARGV[1] names the operation, ARGV[2] the group. Answers {'nogroup'} when there is none.
 local operation, name = ARGV[1], ARGV[2]
 
--- Publishers compute targets with a copy of the bindings; a new version makes them read again.
-local function changed()
-  -- Begins with the time, so that no version comes twice even when all data was lost.
-  call('SET', P .. 'v', int(now), 'NX')
-  call('INCR', P .. 'v')
-end
-
 if operation == 'declare' then
   -- max or '', binding, ...
   local g = call('HGET', P .. 'names', name)
@@ -40,7 +33,7 @@ if operation == 'declare' then
 end
 
 if operation == 'registry' then
-  local answer = { call('GET', P .. 'v') or '0' }
+  local answer = { call('GET', P .. 'v') or '0', retention() > 0 and '1' or '0' }
   local names = call('HGETALL', P .. 'names')
   for at = 1, #names, 2 do
     local queues = call('HGETALL', P .. 'g' .. names[at + 1] .. ':q')
@@ -52,6 +45,12 @@ if operation == 'registry' then
     end
   end
   return answer
+end
+
+if operation == 'retain' then
+  -- milliseconds or '', most
+  set_retention(ARGV[3], ARGV[4])
+  return { 'ok' }
 end
 
 if operation == 'configure' then

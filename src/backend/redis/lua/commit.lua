@@ -1,15 +1,17 @@
 -- A batch of transactions, first part: runs of plain publishes and plain acknowledgements, in bulk.
 --
--- ARGV[1] is msgpack: [version, producer, number, topics, segments, dedup_window, again]
+-- ARGV[1] is msgpack: [version, producer, number, topics, segments, dedup_window, again, keeps]
 --   version   of the registry of bindings that the targets were computed with
 --   number    counts the batches of the producer: a batch sent again answers what it did before
 --   again     whether it was sent before
---   topics    [[channel, [g, queue, g, queue, ...]], ...], named by index from 1
+--   keeps     whether broadcasts are kept for replay, as the registry says
+--   topics    [[channel, [g, queue, g, queue, ...], topic if keeps], ...], named by index from 1
 --   segments  ['p', topic, message, frame, ...]             plain publishes
 --             ['P', topic, message, frame, ...]             the same, as one transaction
 --             ['a', group, id, token, queue, ...]           plain acknowledgements
 --             ['t', op, op, ...]                            one transaction of any kind
--- frame: true = the message itself is broadcast, false = nothing, a string = that.
+-- frame: true = the message itself is broadcast, false = nothing, a string = that; if keeps, it is
+-- [frame, event key] instead.
 -- Answers 'STALE', or msgpack: one result per segment.
 local batch = cmsgpack.unpack(ARGV[1])
 local version, producer, number = batch[1], batch[2], batch[3]
@@ -29,8 +31,15 @@ if #topics > 0 and (call('GET', P .. 'v') or '0') ~= version then
 end
 
 local results = {}
+local keeps, keep_most, keep_age = batch[8], nil, nil
+if keeps then
+  keep_most, keep_age = retention()
+end
 
 local function finish()
+  if keeps then
+    trim_kept(keep_age)
+  end
   local reply = cmsgpack.pack(results)
   -- A full server refuses it; then only a lost reply could tell.
   redis.pcall('SET', slot, int(number) .. ':' .. reply, 'EX', 3600)
@@ -49,6 +58,12 @@ end
 local function broadcast(topic, message, frame)
   if not frame then
     return
+  end
+  if keeps then
+    if keep_most > 0 then
+      keep(topic[3], frame[2], message, keep_most)
+    end
+    frame = frame[1]
   end
   if frame == true then
     if channel ~= topic[1] or #frames >= 64 then

@@ -126,10 +126,11 @@ end $$;
 -- What is bound to what, for clients that route by themselves; one row per binding, and at least one.
 create function routes() returns table (
     version integer, id integer, name text, limited boolean, binding integer, pattern boolean,
-    text text
+    text text, keeps boolean
 )
 language sql stable set search_path from current as $$
-    select r.version, g.id, g.name, g.max_length is not null, b.binding, b.pattern, b.text
+    select r.version, g.id, g.name, g.max_length is not null, b.binding, b.pattern, b.text,
+        r.kept_max > 0
     from registry r
     left join groups g on not g.deleted
     left join bindings b on b.group_id = g.id and b.bound

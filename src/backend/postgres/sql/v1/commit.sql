@@ -9,6 +9,7 @@
 -- p_limited: groups among the targets of o_* that have a max_length. p_wake: groups to wake.
 -- l_*: the lanes of all keyed copies. n_*: notifications, and bodies too large for one.
 -- s_id: messages that o_* settles. t_*: targets of o_* publishes, from o_first, o_count of them.
+-- k_*: plainly published broadcasts to be kept for replay; o_event says it of o_* publishes.
 -- o_kind 0 publish, 1 settle, 2 put, 3 delete.
 --
 -- lost: the a_* entries (from 1) whose token was not current. results: per transaction 0, n, then n
@@ -32,7 +33,8 @@ create function commit(
     o_binding integer[] default '{}', o_outcome smallint[] default '{}',
     o_after bigint[] default '{}', o_due bigint[] default '{}', o_ttl bigint[] default '{}',
     o_first integer[] default '{}', o_count integer[] default '{}', o_notify text[] default '{}',
-    o_large uuid[] default '{}',
+    o_large uuid[] default '{}', k_event uuid[] default '{}', k_topic text[] default '{}',
+    k_body bytea[] default '{}', o_event uuid[] default '{}',
     out lost integer[], out results bigint[]
 )
 language plpgsql set search_path from current
@@ -65,7 +67,8 @@ begin
     -- The clock is read here without the function: this is the way of every message.
     v_now := (extract(epoch from clock_timestamp()) * 1000000)::bigint;
     if p_producer is not null
-        and cardinality(a_id) + cardinality(c_id) + cardinality(o_kind) + cardinality(n_id) > 0
+        and cardinality(a_id) + cardinality(c_id) + cardinality(o_kind) + cardinality(n_id)
+            + cardinality(k_event) > 0
     then
         insert into producers as p (producer, parcel, used_at)
         values (p_producer, p_parcel, v_now)
@@ -180,6 +183,9 @@ begin
         insert into large (id, stored_at, body)
         select u.id, v_now, u.body from unnest(n_id, n_body) as u (id, body);
     end if;
+    if cardinality(k_event) > 0 then
+        perform keep(k_event, k_topic, k_body);
+    end if;
     if cardinality(n_notify) > 0 then
         perform case when u.text like 'd%' then send_foreign(u.text) else pg_notify(v_channel, u.text) end
         from unnest(n_notify) as u (text);
@@ -189,9 +195,9 @@ begin
         open v_ops for
             select u.* from unnest(o_tx, o_kind, o_id, o_name, o_body, o_key, o_unique, o_dedup,
                 o_error, o_priority, o_n, o_group, o_binding, o_outcome, o_after, o_due, o_ttl,
-                o_first, o_count, o_notify, o_large) with ordinality
+                o_first, o_count, o_notify, o_large, o_event) with ordinality
                 as u (tx, kind, id, name, body, key, unique_key, dedup, error, priority, n, group_id,
-                    binding, outcome, after, due, ttl, first, count, notify, large, step);
+                    binding, outcome, after, due, ttl, first, count, notify, large, event, step);
         fetch v_ops into o;
         while o.tx is not null loop
             v_tx := o.tx;
@@ -220,6 +226,9 @@ begin
                             if o.large is not null then
                                 insert into large (id, stored_at, body)
                                 values (o.large, v_now, o.body);
+                            end if;
+                            if o.event is not null then
+                                perform keep(array[o.event], array[o.name], array[o.body]);
                             end if;
                             if o.notify is not null then
                                 if o.notify like 'd%' then

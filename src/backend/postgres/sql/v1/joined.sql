@@ -15,11 +15,12 @@ create function apply_steps(
     p_dedup_window bigint, o_kind smallint[], o_id uuid[], o_name text[], o_body bytea[],
     o_key text[], o_unique text[], o_dedup text[], o_error text[], o_priority smallint[],
     o_n bigint[], o_group text[], o_binding integer[], o_outcome smallint[], o_after bigint[],
-    o_due bigint[], o_ttl bigint[], o_notify text[], o_large uuid[]
+    o_due bigint[], o_ttl bigint[], o_notify text[], o_large uuid[], o_event uuid[]
 ) returns bigint[]
 language plpgsql set search_path from current as $$
 declare
     v_registry integer;
+    v_keeps boolean;
     v_group integer[];
     v_first integer[];
     v_count integer[];
@@ -39,7 +40,7 @@ begin
     from unnest(o_kind, o_id, o_group) with ordinality as s (kind, id, name, n)
     left join groups g on g.name = s.name and not g.deleted;
     loop
-        select r.version into v_registry from registry r;
+        select r.version, r.kept_max > 0 into v_registry, v_keeps from registry r;
         with routed as (
             select s.n::integer as n, b.group_id, b.binding, s.key, g.max_length is not null as limited
             from unnest(o_kind, o_name, o_key) with ordinality as s (kind, name, key, n)
@@ -75,7 +76,8 @@ begin
                 o_dedup => o_dedup, o_error => o_error, o_priority => o_priority, o_n => o_n,
                 o_group => v_group, o_binding => o_binding, o_outcome => o_outcome,
                 o_after => o_after, o_due => o_due, o_ttl => o_ttl, o_first => v_first,
-                o_count => v_count, o_notify => o_notify, o_large => o_large) c;
+                o_count => v_count, o_notify => o_notify, o_large => o_large,
+                o_event => case when v_keeps then o_event else '{}' end) c;
             exit;
         exception when sqlstate 'EB001' then
             null; -- A group was declared just now: look again.
@@ -112,13 +114,14 @@ begin
             array_agg(s."group" order by s.n), array_agg(s.binding order by s.n),
             array_agg(s.outcome order by s.n), array_agg(s.after order by s.n),
             array_agg(s.due order by s.n), array_agg(s.ttl order by s.n),
-            array_agg(s.notify order by s.n), array_agg(s.large order by s.n))
+            array_agg(s.notify order by s.n), array_agg(s.large order by s.n),
+            array_agg(s.event order by s.n))
         from rows from (jsonb_to_recordset(v_parcel -> 'steps') as (
             kind smallint, id uuid, name text, body text, key text, "unique" text, dedup text,
             error text, priority smallint, number bigint, "group" text, binding integer,
-            outcome smallint, after bigint, due bigint, ttl bigint, notify text, large uuid
+            outcome smallint, after bigint, due bigint, ttl bigint, notify text, large uuid, event uuid
         )) with ordinality as s (kind, id, name, body, key, "unique", dedup, error, priority, number,
-            "group", binding, outcome, after, due, ttl, notify, large, n)
+            "group", binding, outcome, after, due, ttl, notify, large, event, n)
     );
 end $$;
 
@@ -196,7 +199,7 @@ begin
         array[null::text], array[null::integer], array[null::smallint],
         array[(extract(epoch from delay) * 1000000)::bigint], array[null::bigint],
         array[(extract(epoch from expires_after) * 1000000)::bigint], array[v_notify],
-        array[v_large]);
+        array[v_large], array[case when delay is null then v_id end]);
     if v_results[1] = 4 then
         select g.name into v_name from groups g where g.id = v_results[3];
         raise exception 'group "%" is full: limit % messages', v_name, v_results[4]

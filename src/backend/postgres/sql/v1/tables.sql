@@ -4,7 +4,10 @@
 -- One row: the version of what is bound to what. Publishers name the version they routed by.
 create table registry (
     one boolean primary key default true check (one),
-    version integer not null
+    version integer not null,
+    -- For how long (null = for ever) and how many broadcasts are kept for replay.
+    kept_age bigint,
+    kept_max bigint not null default 0
 );
 insert into registry (version) values (1);
 
