@@ -1,5 +1,5 @@
 //! The conformance suite over the Redis backend, on a private server per test.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs, unreachable_pub)]
 
 mod conformance;
 #[path = "support/redis_server.rs"]

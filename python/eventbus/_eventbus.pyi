@@ -377,8 +377,8 @@ class CoreBus:
         buffer: int,
         overflow: str,
         malformed: Callable[[str, str], object],
-        near: str | None = None,
         since: str | UUID | datetime | None = None,
+        near: str | None = None,
     ) -> Pending[CoreSubscription]: ...
     def _unsubscribe(self, id: int) -> bool: ...
     def _consume(

@@ -477,7 +477,7 @@ class Bus(CoreBus):
         """Subscribe with a buffer; on a broker the server has confirmed it."""
         if self._in_process and since is None:
             return self._subscribe_queued(text, is_pattern, size, policy)
-        return await self._listen(text, is_pattern, size, policy, self._malformed, near, since)
+        return await self._listen(text, is_pattern, size, policy, self._malformed, since, near)
 
     def _malformed(self, topic: str, reason: str) -> None:
         """Log a broadcast that cannot be read, once a minute per reason; called by the core."""

@@ -19,16 +19,16 @@ struct Feed {
     ring: Arc<Ring<Frame>>,
     /// Position of the newest frame offered: a message that matches twice is offered twice.
     newest: AtomicU64,
-    /// Whether a pattern is among what it wants.
-    wide: bool,
     /// Of one that reads what is kept: it is told to look, and offered nothing.
     hint: Option<Arc<Hint>>,
+    /// Whether a pattern is among what it wants.
+    wide: bool,
 }
 
 impl Feed {
-    fn new(bindings: &[Binding], ring: Arc<Ring<Frame>>, hint: Option<Arc<Hint>>) -> Self {
-        let wide = bindings.iter().any(|one| matches!(one, Binding::Pattern(_)));
-        Self { ring, newest: AtomicU64::new(0), wide, hint }
+    fn new(request: &ListenRequest, ring: Arc<Ring<Frame>>, hint: Option<Arc<Hint>>) -> Self {
+        let wide = request.bindings.iter().any(|one| matches!(one, Binding::Pattern(_)));
+        Self { ring, newest: AtomicU64::new(0), hint, wide }
     }
 
     fn end(&self) {
@@ -59,7 +59,7 @@ impl Feeds {
         kept: Box<dyn Any + Send + Sync>,
     ) -> FeedListener {
         let ring = Arc::new(Ring::new(request.buffer, request.overflow));
-        let feed = Feed::new(&request.bindings, ring, None);
+        let feed = Feed::new(&request, ring, None);
         self.insert(request.bindings, feed, kept)
     }
 
@@ -72,7 +72,7 @@ impl Feeds {
         // It is never offered more than it has room for.
         let ring = Arc::new(Ring::new(request.buffer, Overflow::DropOldest));
         let hint = Arc::new(Hint::default());
-        let feed = Feed::new(&request.bindings, Arc::clone(&ring), Some(Arc::clone(&hint)));
+        let feed = Feed::new(request, Arc::clone(&ring), Some(Arc::clone(&hint)));
         let feed = self.insert(request.bindings.clone(), feed, kept);
         let listener = ReplayListener::new(Arc::clone(&ring), Arc::clone(&hint), Box::new(feed));
         (listener, ring, hint)
@@ -118,6 +118,11 @@ impl Feeds {
         drop(state);
         wakers.into_iter().for_each(std::task::Waker::wake);
         hints.iter().for_each(|hint| hint.raise());
+    }
+
+    /// Whether nobody listens.
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.lock().feeds.is_empty()
     }
 
     /// Whether any listener wants to be offered a topic: what has to be fetched first need not be,

@@ -578,7 +578,7 @@ impl CoreBus {
     /// Adds a subscription with a bounded buffer of its own at the server; waits for its
     /// confirmation. `malformed` is called with a topic and what is wrong with a frame of it;
     /// `since` is where a replay begins.
-    #[pyo3(signature = (text, is_pattern, buffer, overflow, malformed, near=None, since=None))]
+    #[pyo3(signature = (text, is_pattern, buffer, overflow, malformed, since=None, near=None))]
     fn _listen(
         slf: &Bound<'_, Self>,
         text: &Bound<'_, PyAny>,
@@ -586,8 +586,8 @@ impl CoreBus {
         buffer: usize,
         overflow: &str,
         malformed: Py<PyAny>,
-        near: Option<String>,
         since: Option<&Bound<'_, PyAny>>,
+        near: Option<String>,
     ) -> PyResult<Pending> {
         let shared = Arc::clone(slf.get().ready(slf, "subscribe")?);
         let since = since.map(options::since).transpose()?;

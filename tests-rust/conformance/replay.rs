@@ -172,7 +172,7 @@ pub async fn one_that_is_overtaken_is_told(fixture: &dyn Fixture) {
     let seen = until(&*slow, "49").await;
     let gap = seen.iter().position(|text| text == "gap").unwrap();
     let known: Vec<u32> = seen[..gap].iter().map(|text| text.parse().unwrap()).collect();
-    assert!(known.iter().copied().eq(1..=known.len() as u32), "{seen:?}");
+    assert!(known.iter().copied().eq(1..=u32::try_from(known.len()).unwrap()), "{seen:?}");
     assert_eq!(seen[seen.len() - 5..], texts(45..50));
     assert!(!seen[gap + 1..].contains(&known.last().unwrap().to_string()), "{seen:?}");
 }

@@ -7,8 +7,8 @@
 //! - `dial`: makes a connection; `link`: keeps one; `session`: everything between connect and close
 //! - `lanes`, `batch`: commits; `registry`: the bindings that targets are computed with
 //! - `claim`, `waits`: claims and who waits for one; `operate`: groups and operators
-//! - `listen`: broadcasts; `hole`: when a gap is told; `kept`: broadcasts kept for replay;
-//!   `message`: the stored form of a message, which is also its frame
+//! - `listen`: broadcasts; `hole`: when a gap is told; `kept`: those kept for replay; `message`: the
+//!   stored form of a message, which is also its frame
 //! - `raw`: single commands and channels, for wires that others have made
 //! - `checks`: what an operator should know of the server; `scripts`: the scripts
 
