@@ -1,4 +1,4 @@
-"""Behind a pooler: of sessions as without one; of transactions, where LISTEN is dead, by polling."""
+"""Behind a pooler: of sessions as without; of transactions, where LISTEN is dead, by polling."""
 
 from __future__ import annotations
 
