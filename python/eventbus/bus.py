@@ -197,12 +197,20 @@ class Bus(CoreBus):
                 if self._leaving is not None and not self._leaving.done():
                     await asyncio.wait([self._leaving])
                 await self._connect()
+                self._tell_limits()
             except BaseException:
                 if self._state == "connecting":
                     self._enter("new" if before == "connecting" else before)
                 raise
         self._set_live(True)
         self._enter("live")
+
+    def _tell_limits(self) -> None:
+        """Warn when the server is reached, but does not do all that it should."""
+        server = self._health()
+        if server["state"] == "degraded":
+            for warning in server["warnings"]:
+                log.warning("%s", warning)
 
     async def close(self) -> None:
         """Drain with the ``drain_timeout`` of the bus. Idempotent."""

@@ -6,8 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use eventbus::backend::{
-    Backend, Broadcast, ClaimRequest, ConnectionState, GapCause, ListenRequest, Listener, Op,
-    Outcome, Overflow, Transaction,
+    Backend, Broadcast, ClaimRequest, ConnectionState, GapCause, Listener, Op, Outcome, Transaction,
 };
 use eventbus::error::Error;
 
@@ -256,7 +255,7 @@ async fn a_silent_listening_connection_is_noticed_by_its_heartbeat() {
 }
 
 #[tokio::test]
-async fn behind_a_transaction_pooler_queues_work_by_polling_and_it_is_said() {
+async fn behind_a_transaction_pooler_everything_works_by_polling_and_it_is_said() {
     let proxy = Proxy::before(server::shared(), NO_NOTIFICATIONS).await;
     let mut fixture = Postgres::on(&proxy.address);
     fixture.config.sweep = Duration::from_millis(300);
@@ -264,14 +263,7 @@ async fn behind_a_transaction_pooler_queues_work_by_polling_and_it_is_said() {
     let health = case.bus.health();
     assert_eq!(health.state, ConnectionState::Degraded);
     assert!(health.warnings.iter().any(|text| text.contains("pooler")), "{health:?}");
-    let request = ListenRequest {
-        bindings: vec![case.on("t")],
-        buffer: 1,
-        overflow: Overflow::DropOldest,
-        since: None,
-    };
-    let refused = case.bus.listen(request).await.err();
-    assert!(matches!(refused, Some(Error::Unsupported { .. })), "{refused:?}");
+    let listener = listen(&case).await;
     let group = case.group("g", &[case.on("t")]).await;
     let (bus, request) = (case.bus.clone(), case.request(&group, 1));
     let waiting = tokio::spawn(async move { bus.wait_ready(&request).await });
@@ -282,6 +274,16 @@ async fn behind_a_transaction_pooler_queues_work_by_polling_and_it_is_said() {
     client.batch_execute(&publish).await.unwrap();
     in_time(waiting).await.unwrap().unwrap();
     assert_eq!(case.drain(&group).await.len(), 1);
+    // What is broadcast is found by polling too.
+    let topic = case.topic("t");
+    let heard = in_time(listener.next(1)).await.unwrap().pop();
+    assert!(
+        matches!(&heard, Some(Broadcast::Frame { topic: on, .. }) if *on == topic),
+        "{heard:?}"
+    );
+    case.publish(case.message("t", "own")).await;
+    let heard = in_time(listener.next(1)).await.unwrap().pop();
+    assert!(matches!(heard, Some(Broadcast::Frame { body, .. }) if body == "own"));
 }
 
 #[tokio::test]

@@ -144,14 +144,14 @@ impl Ear {
                 return format!("no answer to LISTEN within {:?}", self.connect_timeout);
             }
         }
-        match self.self_test(&client).await {
+        match self.self_test().await {
             Ok(true) => self.link.set_pooled(false),
             Ok(false) => {
                 self.link.set_pooled(true);
                 self.hearing.send_replace(Hearing::Pooled);
                 return "notifications do not arrive".into();
             }
-            Err(error) => return fault::text(&error),
+            Err(said) => return said,
         }
         if again {
             // A failure shows at the next use.
@@ -180,17 +180,27 @@ impl Ear {
         // One transaction: what arrives proves all. The channels are made from validated names:
         // nothing in them needs escaping.
         let foreign = foreign::statements("listen", self.channels.all().iter());
-        let hear = if self.feeds.is_empty() { String::new() } else { self.link.schema.hear() };
+        // A pooler would keep the lock on a connection that others use.
+        let idle = self.feeds.is_empty() || self.link.is_pooled();
+        let hear = if idle { String::new() } else { self.link.schema.hear() };
         let own = self.link.schema.channel();
         client.batch_execute(&format!("{foreign}listen \"{own}\"; {hear}")).await
     }
 
-    /// Whether a notification to ourselves arrives.
-    async fn self_test(&self, client: &Client) -> Result<bool, tokio_postgres::Error> {
+    /// Whether a notification arrives that another session sends while this one is idle. A pooler
+    /// of transactions would pass on one of this session, if the same connection served it again.
+    async fn self_test(&self) -> Result<bool, String> {
         let nonce = Uuid::new_v4().simple().to_string();
         let channel = self.link.schema.channel();
         let mut heard = self.heard.subscribe();
-        client.batch_execute(&format!("select pg_notify('{channel}', 't{nonce}')")).await?;
+        let other = self.link.open().await.map_err(|error| error.to_string())?;
+        let text = format!("select pg_notify('{channel}', 't{nonce}')");
+        let told = timeout(self.connect_timeout, other.client().batch_execute(&text)).await;
+        match told {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => return Err(fault::text(&error)),
+            Err(_) => return Err(format!("no answer to NOTIFY within {:?}", self.connect_timeout)),
+        }
         let arrived = timeout(SELF_TEST, heard.wait_for(|last| *last == nonce)).await;
         Ok(arrived.is_ok())
     }

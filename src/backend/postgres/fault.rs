@@ -58,6 +58,8 @@ impl Fault {
                 return Self::Full(limit.unwrap_or(0));
             }
             "EB005" => return Self::NoGroup,
+            // Another connection serves the session than the one that prepared it.
+            "26000" => return Self::Lost(said),
             _ => {}
         }
         if matches!(*code, SqlState::T_R_SERIALIZATION_FAILURE | SqlState::T_R_DEADLOCK_DETECTED) {

@@ -1,12 +1,13 @@
 //! The broadcasts that the database keeps, as replays read them.
 
 use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use uuid::Uuid;
 
-use super::calls::{FIND_KEPT, READ_KEPT, RETAIN, column};
+use super::calls::{FIND_KEPT, QUIESCE, READ_KEPT, RETAIN, column};
 use super::ear::Hearing;
 use super::live::Live;
 use super::pool::Pool;
@@ -18,6 +19,12 @@ use crate::backend::{Broadcast, Gap, GapCause, ListenRequest, Listener, Since};
 use crate::config::Retention;
 use crate::error::{Error, Result};
 use crate::topic::Binding;
+
+/// How often a listener looks that no notification reaches, how long what it looks for is kept, and
+/// how much of it.
+const POLL: Duration = Duration::from_millis(500);
+const POLLED_AGE: Duration = Duration::from_secs(300);
+const POLLED_MOST: u64 = 100_000;
 
 /// Makes every publisher keep broadcasts from now on.
 pub(super) async fn retain(pool: &Pool, retention: Retention) -> Result<()> {
@@ -32,6 +39,28 @@ pub(super) async fn listen(
     request: &ListenRequest,
     since: Since,
 ) -> Result<Box<dyn Listener>> {
+    start(live, request, since, live.sweep).await
+}
+
+/// Starts a listener where notifications do not arrive: every publisher keeps what it broadcasts from
+/// now on, and the listener looks for it often.
+pub(super) async fn poll(live: &Arc<Live>, request: &ListenRequest) -> Result<Box<dyn Listener>> {
+    let mut registry = live.registry.refresh(&live.pool).await?;
+    if !registry.keeps {
+        retain(&live.pool, Retention { age: Some(POLLED_AGE), max: POLLED_MOST }).await?;
+        registry = live.registry.refresh(&live.pool).await?;
+    }
+    // Who publishes by an older registry keeps nothing: its transaction ends first.
+    live.pool.call(&QUIESCE, &[&registry.version], "").await?;
+    start(live, request, Since::Time(i64::MAX), live.sweep.min(POLL)).await
+}
+
+async fn start(
+    live: &Arc<Live>,
+    request: &ListenRequest,
+    since: Since,
+    sweep: Duration,
+) -> Result<Box<dyn Listener>> {
     let (listener, ring, hint) = live.feeds.add_replay(request, Box::new(()));
     // Hints are sent only while somebody is known to listen; without them it looks every sweep.
     let hearing = live.hearing.borrow().clone();
@@ -41,7 +70,7 @@ pub(super) async fn listen(
     }
     let kept = Reader(Arc::downgrade(live));
     let start = kept.find(since).await?;
-    let (bindings, sweep) = (request.bindings.clone(), Some(live.sweep));
+    let (bindings, sweep) = (request.bindings.clone(), Some(sweep));
     let replay = Replay { kept, bindings, ring, hint, sweep };
     live.link.tasks.spawn(replay.run(start));
     Ok(Box::new(listener))

@@ -151,8 +151,12 @@ fn check(live: &Live, transaction: &Transaction) -> Result<()> {
         match op {
             Op::Publish(message) => {
                 // What is broadcast only is kept nowhere, so `DataKnobs` topics may be anything.
-                let kept =
-                    || message.dedup_id.is_some() || live.registry.get().has_match(&message.topic);
+                let kept = || {
+                    let registry = live.registry.get();
+                    message.dedup_id.is_some()
+                        || registry.keeps
+                        || registry.has_match(&message.topic)
+                };
                 if live.outgoing().is_none() || kept() {
                     storable("topic", &message.topic)?;
                 }
@@ -348,8 +352,9 @@ impl Backend for PostgresBackend {
         warnings.extend(link.ailments.lock().iter().cloned());
         if link.is_pooled() {
             warnings.push(
-                "notifications do not arrive, as behind a transaction pooler: there are no \
-                 broadcasts and consumers poll; connect directly or use session pooling"
+                "notifications do not arrive, as behind a transaction pooler: subscriptions and \
+                 consumers poll, and what is broadcast is kept in a table for them; connect directly \
+                 or use session pooling"
                     .into(),
             );
         }
@@ -396,12 +401,7 @@ async fn listen(
             Err(_) => return Err(late()),
         };
         let Hearing::Live(client) = found else {
-            return Err(Error::Unsupported {
-                operation: "subscribe",
-                backend: "postgres",
-                remedy: "notifications do not arrive through a transaction pooler; connect \
-                         directly or use session pooling",
-            });
+            return kept::poll(live, &request).await;
         };
         // What was published before arrives before this answer, so it is not heard.
         match tokio::time::timeout_at(deadline, client.simple_query(&text)).await {
