@@ -1,7 +1,9 @@
 //! The conformance suite over the Redis backend, on a private server per test.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs, unreachable_pub)]
 
 mod conformance;
+#[path = "redis/kept.rs"]
+mod kept;
 #[path = "support/redis_server.rs"]
 mod redis_server;
 
