@@ -9,7 +9,7 @@ use redis::aio::MultiplexedConnection;
 use redis::cmd;
 
 use super::OnRedis;
-use super::conformance::{Case, Fixture, LONG, in_time};
+use super::conformance::{Case, LONG, in_time};
 use super::redis_server::RedisServer;
 
 async fn plain(server: &RedisServer) -> MultiplexedConnection {
