@@ -114,6 +114,19 @@ pub enum Error {
         /// How to raise it, or what to do instead.
         remedy: &'static str,
     },
+    /// A broadcast does not fit into a notification, and may not go by table; nothing was sent.
+    #[error(
+        "payload string too long: event on topic '{topic}' is {size} bytes, limit {limit}; send \
+         less, or use large_payloads='table' where every receiver is an eventbus"
+    )]
+    TooLong {
+        /// The topic.
+        topic: String,
+        /// The size of the notification in bytes.
+        size: u64,
+        /// The limit.
+        limit: u64,
+    },
     /// A bounded queue or buffer is full; nothing was stored.
     #[error("{queue} is full: limit {limit} messages; consume, purge or raise max_length")]
     QueueFull {

@@ -236,6 +236,7 @@ def postgres_rows() -> Iterator[Row]:
             pool_size=9,
             channel_prefix="e_1",
             wire="native",
+            large_payloads="table",
         ),
     )
 
@@ -499,8 +500,6 @@ def test_what_no_backend_serves_yet_is_unsupported(url: str) -> None:
         with pytest.raises(UnsupportedError, match=r"retention=3600: .*dataknobs"):
             connect(url, retention=timedelta(hours=1), wire="dataknobs")
         connect(url, retention=0, wire="dataknobs")
-    with pytest.raises(UnsupportedError, match="large_payloads='error'"):
-        connect("postgresql://", large_payloads="error")
     with pytest.raises(ConfigError, match="nonsense"):
         connect(f"{url}?partitions=2", nonsense=1)  # type: ignore[call-arg]
 

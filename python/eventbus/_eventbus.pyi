@@ -378,6 +378,7 @@ class CoreBus:
         overflow: str,
         malformed: Callable[[str, str], object],
         since: str | UUID | datetime | None = None,
+        near: str | None = None,
     ) -> Pending[CoreSubscription]: ...
     def _unsubscribe(self, id: int) -> bool: ...
     def _consume(

@@ -136,8 +136,6 @@ def refuse_unsupported(values: Mapping[str, Any]) -> None:
             f"{keeps[0]}={values[keeps[0]]:g}: what others send by wire='dataknobs' is not kept; "
             "use wire='native'"
         )
-    if values.get("large_payloads", "table") != "table":
-        raise UnsupportedError("large_payloads='error' is not served yet; use 'table'")
 
 
 def finished(result: Plan, values: Mapping[str, Any]) -> Plan:
@@ -335,7 +333,9 @@ def plan_postgres(values: dict[str, Any], problems: list[str]) -> Plan:
     config = {
         "endpoint": endpoint,
         "net": {"username": "postgres", **_net(values, encrypted, remedy, problems)},
-        **_picked(values, ("database", "schema", "migrate", "pool_size", *_SHARED)),
+        **_picked(
+            values, ("database", "schema", "migrate", "pool_size", "large_payloads", *_SHARED)
+        ),
     }
     return Plan("postgres", config, {"delivery": "queued", **_bus(values, _BUS)})
 

@@ -33,6 +33,7 @@ from eventbus.errors import (
     EventBusError,
     InvalidArgumentError,
     NotConnectedError,
+    TopicError,
     UnsupportedError,
 )
 from eventbus.outbox import Outbox
@@ -169,6 +170,7 @@ class Bus(CoreBus):
             manual_clock=_manual_clock,
         )
         self._malformed_at: dict[str, float] = {}
+        self._apart: set[str] = set()
         self._leaving: asyncio.Task[None] | None = None
         self._subscriptions: dict[str, Callable[[], None]] = {}
         self._receivers: dict[str, QueuedReceiver] = {}
@@ -354,6 +356,18 @@ class Bus(CoreBus):
         """Tell that a delayed event has nowhere to wait; called by the core."""
         log.warning("delayed event dropped, no group is bound topic=%s", topic)
 
+    def _went_apart(self, topic: str) -> None:
+        """Tell once per topic that other systems do not see a large event; called by the core."""
+        if topic not in self._apart:
+            if len(self._apart) > 1000:
+                self._apart.clear()
+            self._apart.add(topic)
+            log.warning(
+                "event too large for a notification goes by table: processes of the original "
+                "package skip it topic=%s",
+                topic,
+            )
+
     def _handler_failed(self, name: object, error: BaseException) -> None:
         """Log a handler's exception and tell the hook; called by the core."""
         logging.getLogger("eventbus.handlers").error(
@@ -436,19 +450,26 @@ class Bus(CoreBus):
             )
             self._subscriptions[subscription_id] = lambda: self._remove_inline(number)
         else:
-            core = await self._buffered(text, bool(pattern), size, policy, since)
+            near = topic if pattern else None
+            core = await self._buffered(text, bool(pattern), size, policy, since, near)
             receiver = QueuedReceiver(self, core, subscription_id, _converting(handler), on_gap)
             self._receivers[subscription_id] = receiver
             self._subscriptions[subscription_id] = receiver.cancel
         return Subscription(subscription_id, topic, handler, pattern, _cancel_callback=self._cancel)
 
     async def _buffered(
-        self, text: str, is_pattern: bool, size: int, policy: Overflow, since: Since | None
+        self,
+        text: str,
+        is_pattern: bool,
+        size: int,
+        policy: Overflow,
+        since: Since | None,
+        near: str | None = None,
     ) -> CoreSubscription:
         """Subscribe with a buffer; on a broker the server has confirmed it."""
         if self._in_process and since is None:
             return self._subscribe_queued(text, is_pattern, size, policy)
-        return await self._listen(text, is_pattern, size, policy, self._malformed, since)
+        return await self._listen(text, is_pattern, size, policy, self._malformed, since, near)
 
     def _malformed(self, topic: str, reason: str) -> None:
         """Log a broadcast that cannot be read, once a minute per reason; called by the core."""
@@ -580,7 +601,7 @@ class Bus(CoreBus):
         if not callable(handler):
             raise TypeError(f"handler must be callable, not {type(handler).__name__}: {handler!r}")
         options = ConsumeOptions(
-            group=group,
+            group=_text("group", group),
             concurrency=concurrency,
             batch=batch,
             timeout=None if timeout is None else seconds(timeout, "timeout"),
@@ -619,7 +640,7 @@ class Bus(CoreBus):
             retry: What ``delivery.retry()`` does.
         """
         options = ConsumeOptions(
-            group=group,
+            group=_text("group", group),
             concurrency=prefetch,
             lease=seconds(lease, "lease"),
             max_lease=seconds(max_lease, "max_lease"),
@@ -961,6 +982,7 @@ def _bindings(topic: Topics | None, pattern: str | None) -> list[tuple[str, bool
     for text in [*topics, *([] if pattern is None else [pattern])]:
         if not isinstance(text, str):
             raise TypeError(f"topic must be a str, not {type(text).__name__}: {text!r}")
+        _check_encodable("topic", text)
     bindings = [(text, False) for text in topics]
     if pattern is not None:
         bindings.append((pattern, True))
@@ -995,4 +1017,15 @@ def _positive(
 def _text(name: str, value: object) -> str:
     if not isinstance(value, str):
         raise TypeError(f"{name} must be a str, not {type(value).__name__}: {value!r}")
+    _check_encodable(name, value)
     return value
+
+
+def _check_encodable(name: str, text: str) -> None:
+    """Refuse a name that no backend could store or send."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        kind = TopicError if name in ("topic", "group") else InvalidArgumentError
+        shown = ascii(text[:80])
+        raise kind(f"invalid {name} {shown}: cannot be encoded in UTF-8: {error}") from None

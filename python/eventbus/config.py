@@ -198,7 +198,7 @@ class PostgresOwnOptions(TypedDict, total=False):
             ``eventbus``).
         migrate: Whether connecting brings the schema up to date; otherwise its version is only
             checked, for a role without DDL rights (default true).
-        pool_size: Most connections beside the listening one (default 4).
+        pool_size: Most connections beside those that listen and commit (default 4).
         large_payloads: How events go that are too large for a notification: ``table`` (default
             ``table``).
         sslmode: ``disable``, ``require``, ``verify-ca`` or ``verify-full``; ``allow`` and

@@ -417,6 +417,9 @@ class Deliveries:
             if self._closed and isinstance(error, BusClosedError):
                 return None
             raise
+        return await self._keep(core)
+
+    async def _keep(self, core: CoreConsumer) -> CoreConsumer | None:
         if self._closed:
             await core.stop()
             return None

@@ -21,9 +21,16 @@ struct Feed {
     newest: AtomicU64,
     /// Of one that reads what is kept: it is told to look, and offered nothing.
     hint: Option<Arc<Hint>>,
+    /// Whether a pattern is among what it wants.
+    wide: bool,
 }
 
 impl Feed {
+    fn new(request: &ListenRequest, ring: Arc<Ring<Frame>>, hint: Option<Arc<Hint>>) -> Self {
+        let wide = request.bindings.iter().any(|one| matches!(one, Binding::Pattern(_)));
+        Self { ring, newest: AtomicU64::new(0), hint, wide }
+    }
+
     fn end(&self) {
         self.ring.close();
         if let Some(hint) = &self.hint {
@@ -52,7 +59,8 @@ impl Feeds {
         kept: Box<dyn Any + Send + Sync>,
     ) -> FeedListener {
         let ring = Arc::new(Ring::new(request.buffer, request.overflow));
-        self.insert(request.bindings, Feed { ring, newest: AtomicU64::new(0), hint: None }, kept)
+        let feed = Feed::new(&request, ring, None);
+        self.insert(request.bindings, feed, kept)
     }
 
     /// Adds a listener that is filled from what is kept, by the task that is still to be started.
@@ -64,11 +72,7 @@ impl Feeds {
         // It is never offered more than it has room for.
         let ring = Arc::new(Ring::new(request.buffer, Overflow::DropOldest));
         let hint = Arc::new(Hint::default());
-        let feed = Feed {
-            ring: Arc::clone(&ring),
-            newest: AtomicU64::new(0),
-            hint: Some(Arc::clone(&hint)),
-        };
+        let feed = Feed::new(request, Arc::clone(&ring), Some(Arc::clone(&hint)));
         let feed = self.insert(request.bindings.clone(), feed, kept);
         let listener = ReplayListener::new(Arc::clone(&ring), Arc::clone(&hint), Box::new(feed));
         (listener, ring, hint)
@@ -93,14 +97,20 @@ impl Feeds {
 
     /// Offers a frame to every listener that wants its topic, once.
     pub(super) fn deliver(&self, topic: &Arc<str>, body: &Bytes) {
+        self.deliver_to(topic, body, None);
+    }
+
+    /// Offers a frame to the listeners with patterns only, or to those without, or to all.
+    pub(super) fn deliver_to(&self, topic: &Arc<str>, body: &Bytes, wide: Option<bool>) {
         let (mut wakers, mut hints) = (Vec::new(), Vec::new());
         let mut state = self.0.lock();
         state.position += 1;
         let position = state.position;
         state.routes.for_each_match(topic, |_, feed| {
+            let meant = wide.is_none_or(|wide| wide == feed.wide);
             if let Some(hint) = &feed.hint {
                 hints.push(Arc::clone(hint));
-            } else if feed.newest.swap(position, Ordering::Relaxed) != position {
+            } else if meant && feed.newest.swap(position, Ordering::Relaxed) != position {
                 let frame = Frame { topic: Arc::clone(topic), body: body.clone(), position };
                 wakers.extend(feed.ring.push_quietly(frame).1);
             }

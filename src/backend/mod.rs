@@ -644,6 +644,22 @@ pub trait Backend: Send + Sync + std::fmt::Debug {
     /// Starts receiving broadcasts; what is published after this returned is received.
     async fn listen(&self, request: ListenRequest) -> Result<Box<dyn Listener>>;
 
+    /// Whether a broadcast goes a way that foreign processes of its wire do not see.
+    fn goes_apart(&self, message: &Message) -> bool {
+        let _ = message;
+        false
+    }
+
+    /// As `listen`, for a pattern that was given together with a topic: where foreign processes
+    /// broadcast on a channel per topic, those of this one are heard too.
+    ///
+    /// # Errors
+    /// As for `listen`.
+    async fn listen_near(&self, request: ListenRequest, topic: &str) -> Result<Box<dyn Listener>> {
+        let _ = topic;
+        self.listen(request).await
+    }
+
     /// Declares a group; what is published after this returned is kept for it. A binding that was
     /// removed and is declared again gets a new index.
     async fn declare_group(&self, spec: GroupSpec) -> Result<()>;

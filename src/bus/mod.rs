@@ -15,10 +15,10 @@ pub use crate::backend::redis::{RedisClient, Reply};
 use crate::backend::{Backend, Committed, Transaction};
 use crate::clock::{Clock, SystemClock};
 use crate::codec::Limits;
-use crate::codec::json::Defaults;
+use crate::codec::json::{self, Defaults};
 use crate::config::{MemoryConfig, PostgresConfig, RedisConfig};
 use crate::error::{Error, Result};
-use crate::event::WallTime;
+use crate::event::{Field, WallTime};
 use crate::shutdown::Tasks;
 use crate::telemetry::Counters;
 
@@ -52,7 +52,30 @@ pub fn open_memory(config: MemoryConfig, clock: Arc<dyn Clock>) -> Result<Arc<dy
 /// # Errors
 /// `Config` listing every problem of the configuration.
 pub fn open_postgres(config: PostgresConfig) -> Result<Arc<dyn Backend>> {
-    Ok(Arc::new(PostgresBackend::new(config)?))
+    let texts = postgres::Texts { read: read_foreign, quote };
+    Ok(Arc::new(PostgresBackend::new(config, texts)?))
+}
+
+fn quote(text: &str) -> String {
+    let mut quoted = Vec::with_capacity(text.len() + 2);
+    json::write_string(&mut quoted, text);
+    String::from_utf8_lossy(&quoted).into_owned()
+}
+
+/// Reads what a backend needs to know of a `DataKnobs` text; who receives it checks the limits.
+fn read_foreign(text: &[u8]) -> Option<postgres::Heard> {
+    let limits =
+        Limits { max_bytes: usize::MAX, max_depth: Limits::DEEPEST, max_elements: usize::MAX };
+    let message = json::decode_message(text, &limits, fresh_defaults).ok()?;
+    let stored = match message.extras.stored {
+        Field::Text(id) => Some(id.into_string()),
+        _ => None,
+    };
+    Some(postgres::Heard {
+        bus_topic: message.extras.bus_topic.map(Arc::from),
+        stored,
+        topic: message.event.map(|event| event.topic),
+    })
 }
 
 /// Brings the schema of a Postgres bus up to date; see [`postgres::migrate`].

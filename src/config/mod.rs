@@ -12,7 +12,7 @@ use serde::Deserialize;
 
 pub use memory::MemoryConfig;
 pub use net::{Endpoint, NetConfig, TlsConfig};
-pub use postgres::PostgresConfig;
+pub use postgres::{LargePayloads, PostgresConfig};
 pub use redis::{RedisConfig, Topology, Wire};
 
 use crate::error::{Error, Result};

@@ -7,6 +7,17 @@ use serde::Deserialize;
 use super::{Endpoint, NetConfig, Problems, Retention, Wire, seconds, some_seconds};
 use crate::error::Result;
 
+/// How a `DataKnobs` broadcast goes that is too large for a notification.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LargePayloads {
+    /// By a table, where originals do not find it.
+    #[default]
+    Table,
+    /// Not at all: its publish fails.
+    Error,
+}
+
 /// Options of the Postgres backend.
 ///
 /// Durations are read from configuration as seconds (a number, fractions allowed).
@@ -25,12 +36,14 @@ pub struct PostgresConfig {
     /// Whether the schema is brought up to date when connecting (default true); otherwise its
     /// version is checked only, for a role without DDL rights.
     pub migrate: bool,
-    /// Most connections beside the listening one (default 4).
+    /// Most connections beside the one that listens and the one that commits (default 4).
     pub pool_size: usize,
     /// Prefix of the `DataKnobs` channels (default `events`).
     pub channel_prefix: String,
     /// What broadcasts are sent as.
     pub wire: Wire,
+    /// How `DataKnobs` broadcasts over 7,999 bytes go (default by table).
+    pub large_payloads: LargePayloads,
     /// How often what waits is looked at without a wake-up (seconds, default 5).
     #[serde(with = "seconds")]
     pub sweep: Duration,
@@ -67,6 +80,7 @@ impl Default for PostgresConfig {
             pool_size: 4,
             channel_prefix: "events".into(),
             wire: Wire::default(),
+            large_payloads: LargePayloads::default(),
             sweep: Duration::from_secs(5),
             dedup_window: Duration::from_secs(24 * 3600),
             retention: None,
@@ -96,6 +110,12 @@ impl PostgresConfig {
         if !first || self.schema.len() > 41 || !self.schema.chars().all(rest) {
             let rule = "must be [a-z_][a-z0-9_]{0,40}";
             problems.add(format!("schema is {:?}, {rule}", self.schema));
+        }
+        let word = |c: char| c.is_ascii_alphanumeric() || c == '_';
+        let length = self.channel_prefix.len();
+        if !(1..=61).contains(&length) || !self.channel_prefix.chars().all(word) {
+            let rule = "must be 1 to 61 of A-Z, a-z, 0-9 and _";
+            problems.add(format!("channel_prefix is {:?}, {rule}", self.channel_prefix));
         }
         problems.at_least_one("pool_size", self.pool_size > 0);
         problems.at_least_one("max_dead", self.max_dead > 0);

@@ -20,7 +20,7 @@ use super::options::{self, PublishOptions};
 use super::publish::{Broadcast, Prepared, Publish};
 use super::runtime::{self, Origin, python_code};
 use super::stream::CoreSubscription;
-use crate::backend::{Backend, Due, EventKey, ListenRequest, MessageAction, Op};
+use crate::backend::{Backend, Due, EventKey, ListenRequest, MessageAction, Op, Transaction};
 use crate::bus::{self, Bus};
 use crate::clock::{Clock, ManualClock, SystemClock};
 use crate::codec::{self, Limits, Wire};
@@ -176,6 +176,23 @@ impl Shared {
         let limits = self.bus.limits();
         let core = event.get().to_core(event.py(), limits, topic)?;
         Ok((core.event_id.key(), codec::encode(&core, self.wire, limits)?))
+    }
+
+    /// Returns the topics of broadcasts that foreign processes of this wire do not see.
+    pub(crate) fn apart(&self, transaction: &Transaction) -> Vec<Arc<str>> {
+        if self.wire == Wire::Native {
+            return Vec::new();
+        }
+        let mut topics = Vec::new();
+        for op in &transaction.ops {
+            match op {
+                Op::Publish(message) if self.bus.backend().goes_apart(message) => {
+                    topics.push(Arc::clone(&message.topic));
+                }
+                _ => {}
+            }
+        }
+        topics
     }
 
     pub(crate) fn binding(&self, text: &str, is_pattern: bool) -> PyResult<Binding> {
@@ -561,7 +578,7 @@ impl CoreBus {
     /// Adds a subscription with a bounded buffer of its own at the server; waits for its
     /// confirmation. `malformed` is called with a topic and what is wrong with a frame of it;
     /// `since` is where a replay begins.
-    #[pyo3(signature = (text, is_pattern, buffer, overflow, malformed, since=None))]
+    #[pyo3(signature = (text, is_pattern, buffer, overflow, malformed, since=None, near=None))]
     fn _listen(
         slf: &Bound<'_, Self>,
         text: &Bound<'_, PyAny>,
@@ -570,6 +587,7 @@ impl CoreBus {
         overflow: &str,
         malformed: Py<PyAny>,
         since: Option<&Bound<'_, PyAny>>,
+        near: Option<String>,
     ) -> PyResult<Pending> {
         let shared = Arc::clone(slf.get().ready(slf, "subscribe")?);
         let since = since.map(options::since).transpose()?;
@@ -579,7 +597,12 @@ impl CoreBus {
         Ok(Pending::new(move |_py| {
             let backend = Arc::clone(shared.bus.backend());
             let request = ListenRequest { bindings, buffer, overflow, since };
-            let listen = async move { backend.listen(request).await };
+            let listen = async move {
+                match near {
+                    Some(topic) => backend.listen_near(request, &topic).await,
+                    None => backend.listen(request).await,
+                }
+            };
             Ok(Pending::run(listen, move |py, listener| {
                 let (bus, origin) = (Arc::clone(&shared.bus), shared.origin);
                 let made = CoreSubscription::of_broker(bus, listener, malformed, origin);

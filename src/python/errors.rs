@@ -51,7 +51,7 @@ impl From<Error> for PyErr {
             Error::UnknownVersion { version, .. } => {
                 classes::UnknownVersionError::new_err((text, version))
             }
-            Error::TooLarge { size, limit, .. } => {
+            Error::TooLarge { size, limit, .. } | Error::TooLong { size, limit, .. } => {
                 classes::PayloadTooLarge::new_err((text, size, limit))
             }
             Error::QueueFull { limit, .. } => classes::QueueFull::new_err((text, limit)),

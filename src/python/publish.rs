@@ -35,6 +35,8 @@ pub(crate) struct Prepared {
     pub(crate) broadcasts: Vec<Broadcast>,
     /// Topics of delayed messages by publish index: dropped when no group is bound.
     pub(crate) delayed: Vec<(usize, Py<PyAny>)>,
+    /// Topics of broadcasts that foreign processes do not see.
+    pub(crate) apart: Vec<Arc<str>>,
     /// Called with the outcome of the commit.
     pub(crate) committed: Option<OnCommitted>,
 }
@@ -138,6 +140,7 @@ impl Publish {
         }
         let shared = self.bus.get().shared();
         let transaction = Transaction { ops: std::mem::take(&mut prepared.ops) };
+        prepared.apart = shared.apart(&transaction);
         let core = Arc::clone(&shared.bus);
         if core.backend().in_process().is_some() {
             let result = mailbox::now(core.commit(transaction))?;
@@ -161,6 +164,10 @@ impl Publish {
         let done = result?;
         if let Some(committed) = prepared.committed.take() {
             committed(&done);
+        }
+        for topic in &prepared.apart {
+            let bus = self.bus.bind(py);
+            python_code(|| bus.call_method1(intern!(py, "_went_apart"), (&**topic,)))?;
         }
         for (index, topic) in &prepared.delayed {
             if done.published.get(*index).is_some_and(|one| one.queues == 0 && !one.duplicate) {

@@ -168,6 +168,9 @@ impl CoreTransaction {
         let bus = self.bus.bind(py);
         let joins = bus.get().shared().bus.backend().joins()?;
         let done = joins.answer(&transaction, &figures)?;
+        for topic in bus.get().shared().apart(&transaction) {
+            python_code(|| bus.call_method1(intern!(py, "_went_apart"), (&*topic,)))?;
+        }
         *self.versions.lock() = done.versions;
         for (index, topic) in delayed {
             if done.published.get(index).is_some_and(|one| one.queues == 0 && !one.duplicate) {

@@ -13,6 +13,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 
+from conformance.conftest import MakeBus
 from eventbus import connect
 from eventbus.background import BackgroundTaskManager, ProgressReporter
 from eventbus.testing import eventually
@@ -146,6 +147,24 @@ async def test_a_stream_from_the_start_to_server_close(
     assert json.loads(found[-2]["data"])["message"] == "all done"
     assert [one["id"] for one in found[:-1]] == sorted(one["id"] for one in found[:-1])
     assert found[0]["retry"] == "5"
+
+
+async def test_a_task_of_another_manager_is_served(
+    make_bus: MakeBus, unique: Callable[[str], str], client: aiohttp.ClientSession
+) -> None:
+    prefix = unique("sse").replace(":", "-")
+    async with (
+        BackgroundTaskManager(await make_bus(), prefix=prefix) as runs,
+        BackgroundTaskManager(await make_bus(), prefix=prefix) as serves,
+        plain(serves, 15.0) as url,
+    ):
+        task_id = await runs.start(steps)
+        async with client.get(f"{url}{PATH}?taskId={task_id}") as response:
+            live = events_of(await response.text())
+        async with client.get(f"{url}{PATH}?taskId={task_id}") as response:
+            late = events_of(await response.text())
+    assert [one["event"] for one in live[-2:]] == ["task_done", "server_close"]
+    assert late == live[-2:]
 
 
 async def test_requests_that_are_refused(

@@ -10,6 +10,7 @@ use uuid::Uuid;
 
 use super::calls;
 use super::fault::Fault;
+use super::foreign::Names;
 use super::link::{Link, pause};
 use super::parcel::{Item, Parcel};
 use super::pool::Pool;
@@ -49,6 +50,8 @@ pub(super) struct Desk {
     /// Messages that were broadcast without writing anything, and are not counted yet.
     pub(super) published: Arc<AtomicI64>,
     pub(super) dedup_window: i64,
+    /// Set when broadcasts go out in the `DataKnobs` wire.
+    pub(super) foreign: Option<Arc<Names>>,
 }
 
 /// Where calls of `commit` are handed in.
@@ -194,7 +197,8 @@ impl Committer {
         }
         let mut attempt = 0;
         loop {
-            let parcel = Parcel::build(items, &registry, self.sender.producer, self.number);
+            let (producer, foreign) = (self.sender.producer, self.desk.foreign.as_ref());
+            let parcel = Parcel::build(items, &registry, producer, self.number, foreign);
             let count = parcel.len();
             if parcel.is_empty() && !parcel.routes {
                 return parcel.results(&[], &[], &registry).map_err(|error| (count, error));

@@ -7,8 +7,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use ahash::RandomState;
+use bytes::Bytes;
 use parking_lot::Mutex;
 use rand::RngExt;
+use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
 use tokio_postgres::{AsyncMessage, Client};
@@ -17,6 +19,7 @@ use uuid::Uuid;
 use super::calls::{self, FETCH_LARGE};
 use super::connect::Wire;
 use super::fault;
+use super::foreign::{self, Channels, Meaning};
 use super::link::Link;
 use super::pool::Pool;
 use super::registry::Cache;
@@ -53,6 +56,7 @@ pub(super) struct Ear {
     pub(super) pool: Arc<Pool>,
     pub(super) registry: Arc<Cache>,
     pub(super) feeds: Arc<Feeds>,
+    pub(super) channels: Arc<Channels>,
     pub(super) wakes: Arc<Wakes>,
     pub(super) hearing: watch::Sender<Hearing>,
     pub(super) heartbeat: Duration,
@@ -118,6 +122,9 @@ impl Ear {
                         // That it arrives proves that the LISTEN holds.
                         self.announce(hole);
                         self.notice(notification.payload()).await;
+                    } else {
+                        self.announce(hole);
+                        self.foreign(notification.channel(), notification.payload()).await;
                     }
                 }
                 Some(Ok(_)) => {}
@@ -170,8 +177,9 @@ impl Ear {
     }
 
     async fn listen(&self, client: &Client) -> Result<(), tokio_postgres::Error> {
-        // The channel is made from a validated schema name: nothing in it needs escaping.
-        client.batch_execute(&format!("listen \"{}\"", self.link.schema.channel())).await
+        // The channels are made from validated names: nothing in them needs escaping.
+        let foreign = foreign::statements("listen", self.channels.all().iter());
+        client.batch_execute(&format!("{foreign}listen \"{}\"", self.link.schema.channel())).await
     }
 
     /// Whether a notification to ourselves arrives.
@@ -235,6 +243,58 @@ impl Ear {
         first
     }
 
+    /// Stops listening to channels that nobody needs any more, for ever.
+    pub(super) async fn tend(self: Arc<Self>, mut over: UnboundedReceiver<Vec<String>>) {
+        while let Some(names) = over.recv().await {
+            let _turn = self.channels.turn.write().await;
+            let names = self.channels.unwanted(names);
+            let live = match &*self.hearing.borrow() {
+                Hearing::Live(client) if !names.is_empty() => Some(Arc::clone(client)),
+                _ => None,
+            };
+            if let Some(client) = live {
+                let text = foreign::statements("unlisten", names.iter());
+                // A connection that breaks listens to nothing.
+                let _ = timeout(self.heartbeat, client.batch_execute(&text)).await;
+            }
+        }
+    }
+
+    /// Takes a text of a `DataKnobs` channel.
+    async fn foreign(&self, channel: &str, text: &str) {
+        let body = || Bytes::copy_from_slice(text.as_bytes());
+        match self.channels.read(channel, text) {
+            Meaning::Broadcast { topic, wide } => self.feeds.deliver_to(&topic, &body(), wide),
+            Meaning::Stored { topic, id, wide } => {
+                if !self.feeds.wants(&topic) {
+                    return;
+                }
+                let body = match Uuid::parse_str(&id) {
+                    Ok(id) => self.fetch(id).await,
+                    Err(_) => None,
+                };
+                match body {
+                    Some(body) => self.feeds.deliver_to(&topic, &body, Some(wide)),
+                    None => self.feeds.gap(Gap { cause: GapCause::Retention, count: Some(1) }),
+                }
+            }
+            Meaning::Malformed(topics) => {
+                self.link.malformed.fetch_add(1, Ordering::Relaxed);
+                // Who may have been meant is given it all the same, and says what is wrong with it.
+                for topic in topics {
+                    self.feeds.deliver_to(&topic, &body(), Some(false));
+                }
+            }
+        }
+    }
+
+    /// Returns a broadcast that is stored.
+    async fn fetch(&self, id: Uuid) -> Option<Bytes> {
+        let found = self.pool.call(&FETCH_LARGE, &[&id], "").await.ok()?;
+        let body = calls::column::<Option<Vec<u8>>>(found.first()?, 0).ok().flatten();
+        body.map(Bytes::from)
+    }
+
     async fn deliver(&self, frame: Frame) {
         match frame {
             Frame::Inline { topic, body } => self.feeds.deliver(&topic, &body),
@@ -242,12 +302,8 @@ impl Ear {
                 if !self.feeds.wants(&topic) {
                     return;
                 }
-                let found = self.pool.call(&FETCH_LARGE, &[&id], "").await;
-                let body = found.ok().and_then(|rows| {
-                    calls::column::<Option<Vec<u8>>>(rows.first()?, 0).ok().flatten()
-                });
-                match body {
-                    Some(body) => self.feeds.deliver(&topic, &body.into()),
+                match self.fetch(id).await {
+                    Some(body) => self.feeds.deliver(&topic, &body),
                     None => self.feeds.gap(Gap { cause: GapCause::Retention, count: Some(1) }),
                 }
             }

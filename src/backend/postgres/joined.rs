@@ -1,5 +1,6 @@
 //! Transactions on a connection of the caller's: one statement with one argument, and its answer.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use base64::Engine;
@@ -8,6 +9,7 @@ use serde::Serialize;
 use uuid::Uuid;
 
 use super::answers::Answers;
+use super::foreign::Names;
 use super::step::{self, Step};
 use super::wire::Packer;
 use super::{PostgresBackend, check};
@@ -68,9 +70,9 @@ struct Line<'a> {
 }
 
 impl<'a> Line<'a> {
-    fn of(op: &'a Op) -> Self {
+    fn of(op: &'a Op, foreign: Option<Arc<Names>>) -> Self {
         // No producer: whoever runs the statement sends it once.
-        let mut packer = Packer::new(Uuid::nil(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let mut packer = Packer::new(Uuid::nil(), NEXT.fetch_add(1, Ordering::Relaxed), foreign);
         let (step, group) = match op {
             Op::Publish(message) => (step::publish(message, &mut packer), None),
             Op::Settle(lease, outcome) => (step::settle(lease, outcome, None), Some(&*lease.group)),
@@ -107,8 +109,11 @@ impl<'a> Line<'a> {
 impl Joins for PostgresBackend {
     fn statement(&self, transaction: &Transaction) -> Result<Statement> {
         let live = self.live()?;
-        check(transaction)?;
-        let steps = transaction.ops.iter().map(Line::of).collect();
+        check(&live, transaction)?;
+        let steps = {
+            let foreign = live.outgoing();
+            transaction.ops.iter().map(|op| Line::of(op, foreign.clone())).collect()
+        };
         let parcel = Parcel { bus: &live.identity, dedup_window: live.dedup_window, steps };
         let argument = serde_json::to_string(&parcel)
             .map_err(|error| Error::Internal { reason: error.to_string() })?;

@@ -118,9 +118,13 @@ impl Link {
     pub(super) async fn open_by(self: &Arc<Self>, deadline: Instant) -> Result<Session> {
         let mut attempt = 0;
         loop {
-            let error = match self.open().await {
-                Ok(session) => return Ok(session),
-                Err(error) => error,
+            let error = match tokio::time::timeout_at(deadline, self.open()).await {
+                Ok(Ok(session)) => return Ok(session),
+                Ok(Err(error)) => error,
+                Err(_) => {
+                    let reason = format!("no connection within {:?}", self.op_timeout);
+                    return Err(self.connector.failed(&reason));
+                }
             };
             attempt += 1;
             let pause = pause(attempt, LONGEST_PAUSE);

@@ -12,18 +12,19 @@ use super::calls::{AILMENTS, MAINTAIN, TRIM_KEPT, column};
 use super::committer::{Desk, Inbox};
 use super::connect::Connector;
 use super::ear::{Ear, Hearing};
+use super::foreign::{Channels, MOST_TEXT, Names, Texts};
 use super::hollow::Hollow;
 use super::link::Link;
 use super::pool::Pool;
 use super::registry::{Cache, Registry};
 use super::schema::Schema;
 use super::session::Argument;
-use super::step::signed;
+use super::step::{heard, signed};
 use super::wake::Wakes;
 use super::{fault, kept, micros};
 use crate::backend::feeds::Feeds;
-use crate::backend::{ConnectionState, Lease};
-use crate::config::PostgresConfig;
+use crate::backend::{ConnectionState, Lease, Message};
+use crate::config::{LargePayloads, PostgresConfig, Wire};
 use crate::error::{Error, Result};
 use crate::shutdown::Tasks;
 
@@ -49,6 +50,11 @@ pub(super) struct Live {
     pub(super) dead_retention: i64,
     /// Which bus this is, as its schema says.
     pub(super) identity: String,
+    /// The `DataKnobs` channels that its listeners need.
+    pub(super) channels: Arc<Channels>,
+    outgoing: Option<Arc<Names>>,
+    /// Whether what is too large for a notification goes by table.
+    may_part: bool,
     pub(super) dedup_window: i64,
     pub(super) max_dead: i64,
     max_tombstones: i64,
@@ -58,18 +64,22 @@ pub(super) struct Live {
 
 impl Live {
     /// Reaches the server, prepares the schema and starts the background tasks.
-    pub(super) async fn open(config: &PostgresConfig, connector: Connector) -> Result<Arc<Self>> {
+    pub(super) async fn open(
+        config: &PostgresConfig,
+        connector: Connector,
+        texts: Texts,
+    ) -> Result<Arc<Self>> {
         let tasks = Tasks::new(tokio::runtime::Handle::current());
         let schema = Schema::new(&config.schema);
         let link = Link::new(connector, schema, tasks, config.net.op_timeout);
-        let opened = Self::start(config, &link).await;
+        let opened = Self::start(config, &link, texts).await;
         if opened.is_err() {
             link.tasks.abort();
         }
         opened
     }
 
-    async fn start(config: &PostgresConfig, link: &Arc<Link>) -> Result<Arc<Self>> {
+    async fn start(config: &PostgresConfig, link: &Arc<Link>, texts: Texts) -> Result<Arc<Self>> {
         let session = link.open().await?;
         let (server, warnings) = examine(&link.connector, session.client()).await?;
         *link.server.lock() = server;
@@ -82,7 +92,12 @@ impl Live {
         let wakes = Arc::new(Wakes::default());
         let (hearing, heard) = (watch::Sender::new(Hearing::Deaf), watch::Sender::default());
         let mut waiting = hearing.subscribe();
+        let texts = Arc::new(Names::new(&config.channel_prefix, texts));
+        let (unneeded, over) = tokio::sync::mpsc::unbounded_channel();
+        let channels = Arc::new(Channels::new(Arc::clone(&texts), unneeded));
+        let outgoing = (config.wire == Wire::Dataknobs).then_some(texts);
         let ear = Arc::new(Ear {
+            channels: Arc::clone(&channels),
             link: Arc::clone(link),
             pool: Arc::clone(&pool),
             registry: Arc::clone(&registry),
@@ -94,6 +109,7 @@ impl Live {
             heard,
             newest: parking_lot::Mutex::default(),
         });
+        link.tasks.spawn(Arc::clone(&ear).tend(over));
         link.tasks.spawn(ear.run());
         // Until it is known whether a pooler stands between, nothing is prepared.
         let known = waiting.wait_for(|hearing| !matches!(hearing, Hearing::Deaf));
@@ -118,6 +134,7 @@ impl Live {
             wakes: Arc::clone(&wakes),
             published: Arc::clone(&published),
             dedup_window: micros(config.dedup_window),
+            foreign: outgoing.clone(),
         });
         let live = Arc::new(Self {
             link: Arc::clone(link),
@@ -131,6 +148,9 @@ impl Live {
             sweep: config.sweep,
             dead_retention: micros(config.dead_retention),
             identity,
+            channels,
+            outgoing,
+            may_part: config.large_payloads == LargePayloads::Table,
             dedup_window: micros(config.dedup_window),
             max_dead: signed(config.max_dead),
             max_tombstones: signed(config.max_tombstones),
@@ -159,6 +179,29 @@ impl Live {
             }
         });
         Ok(live)
+    }
+
+    /// Whether a message is broadcast by table, where `DataKnobs` originals do not find it.
+    pub(super) fn goes_apart(&self, message: &Message) -> bool {
+        let fits = |names: &Arc<Names>| names.fits(&message.topic, &message.body);
+        heard(message) && !self.outgoing.as_ref().is_none_or(fits)
+    }
+
+    /// Refuses what may not go by table.
+    pub(super) fn sendable(&self, message: &Message) -> Result<()> {
+        match &self.outgoing {
+            Some(names) if !self.may_part && self.goes_apart(message) => Err(Error::TooLong {
+                topic: message.topic.chars().take(80).collect(),
+                size: names.size(&message.topic, &message.body) as u64,
+                limit: MOST_TEXT as u64,
+            }),
+            _ => Ok(()),
+        }
+    }
+
+    /// Returns how broadcasts go out when not in the native wire.
+    pub(super) fn outgoing(&self) -> Option<Arc<Names>> {
+        self.outgoing.clone()
     }
 
     /// Takes care of the tables.

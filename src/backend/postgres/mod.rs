@@ -5,6 +5,7 @@
 //! - `schema`, `migration`: the version of the schema; `calls`: its functions as this client calls them
 //! - `connect`, `session`, `pool`, `link`: connections; `fault`: what their errors mean
 //! - `parcel`, `step`, `send`, `answers`, `committer`: the write path, in batches
+//! - `foreign`: broadcasts of the `DataKnobs` wire, on channels of its own
 //! - `joined`: transactions on a connection of the caller's
 //! - `kept`: broadcasts kept for replay; `ear`, `wire`: notifications; `wake`, `hollow`: who waits
 //! - `registry`: what is bound to what; `claims`, `operate`, `records`: everything else
@@ -17,6 +18,7 @@ mod committer;
 mod connect;
 mod ear;
 mod fault;
+mod foreign;
 mod hollow;
 mod joined;
 mod kept;
@@ -42,6 +44,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use parking_lot::RwLock;
 
+pub use self::foreign::{Heard, Texts};
 pub use self::migration::{Migration, migrate};
 
 use self::connect::Connector;
@@ -51,8 +54,8 @@ use self::operate::storable;
 use super::replay;
 use super::{
     Backend, Capabilities, ClaimRequest, Committed, ConnectionState, DeadLetter, Delivery,
-    GroupSpec, Health, Inspection, Joins, Lease, ListenRequest, Listener, MessageAction, MessageId,
-    MessageInfo, Op, Record, Transaction,
+    GroupSpec, Health, Inspection, Joins, Lease, ListenRequest, Listener, Message, MessageAction,
+    MessageId, MessageInfo, Op, Record, Transaction,
 };
 use crate::config::PostgresConfig;
 use crate::error::{Error, Result};
@@ -82,6 +85,7 @@ enum Phase {
 pub struct PostgresBackend {
     config: PostgresConfig,
     connector: Connector,
+    texts: Texts,
     capabilities: Capabilities,
     phase: RwLock<Phase>,
     /// Held while connecting or closing.
@@ -93,7 +97,7 @@ impl PostgresBackend {
     ///
     /// # Errors
     /// `Config` listing every problem of the configuration.
-    pub fn new(config: PostgresConfig) -> Result<Self> {
+    pub fn new(config: PostgresConfig, texts: Texts) -> Result<Self> {
         config.validate()?;
         let connector = Connector::new(&config)?;
         let capabilities = Capabilities {
@@ -104,7 +108,7 @@ impl PostgresBackend {
             max_partitions: 1,
         };
         let turn = tokio::sync::Mutex::default();
-        Ok(Self { config, connector, capabilities, phase: RwLock::default(), turn })
+        Ok(Self { config, connector, texts, capabilities, phase: RwLock::default(), turn })
     }
 
     fn live(&self) -> Result<Arc<Live>> {
@@ -141,16 +145,22 @@ fn at_least_one(what: &'static str, value: usize) -> Result<()> {
     Err(Error::InvalidArgument { what, value: value.to_string(), rule: "must be at least 1" })
 }
 
-/// Checks that everything in a transaction can be stored.
-fn check(transaction: &Transaction) -> Result<()> {
+/// Checks that everything in a transaction can be stored, and sent.
+fn check(live: &Live, transaction: &Transaction) -> Result<()> {
     for op in &transaction.ops {
         match op {
             Op::Publish(message) => {
-                storable("topic", &message.topic)?;
+                // What is broadcast only is kept nowhere, so `DataKnobs` topics may be anything.
+                let kept =
+                    || message.dedup_id.is_some() || live.registry.get().has_match(&message.topic);
+                if live.outgoing().is_none() || kept() {
+                    storable("topic", &message.topic)?;
+                }
                 let texts = [&message.key, &message.dedup_id, &message.unique];
                 for (what, text) in ["key", "dedup_id", "unique key"].into_iter().zip(texts) {
                     storable(what, text.as_deref().unwrap_or_default())?;
                 }
+                live.sendable(message)?;
             }
             Op::Put { key, .. } | Op::Delete { key, .. } => storable("record key", key)?,
             Op::Settle(..) => {}
@@ -174,7 +184,7 @@ impl Backend for PostgresBackend {
         if matches!(&*self.phase.read(), Phase::Open(_)) {
             return Ok(());
         }
-        let live = Live::open(&self.config, self.connector.clone()).await?;
+        let live = Live::open(&self.config, self.connector.clone(), self.texts).await?;
         *self.phase.write() = Phase::Open(live);
         Ok(())
     }
@@ -204,7 +214,7 @@ impl Backend for PostgresBackend {
         let mut results: Vec<Result<Committed>> = Vec::with_capacity(batch.len());
         let mut sent = Vec::with_capacity(batch.len());
         for transaction in batch {
-            results.push(check(&transaction).map(|()| Committed::default()));
+            results.push(check(&live, &transaction).map(|()| Committed::default()));
             if results.last().is_some_and(Result::is_ok) {
                 sent.push(transaction);
             }
@@ -219,10 +229,22 @@ impl Backend for PostgresBackend {
         results
     }
 
+    fn goes_apart(&self, message: &Message) -> bool {
+        self.live().is_ok_and(|live| live.goes_apart(message))
+    }
+
+    async fn listen_near(&self, request: ListenRequest, topic: &str) -> Result<Box<dyn Listener>> {
+        at_least_one("buffer", request.buffer)?;
+        if request.since.is_some() {
+            return self.listen(request).await;
+        }
+        self.run(async |live| listen(live, request, Some(topic)).await).await
+    }
+
     async fn listen(&self, request: ListenRequest) -> Result<Box<dyn Listener>> {
         at_least_one("buffer", request.buffer)?;
         let Some(since) = request.since else {
-            return self.run(async |live| listen(live, request).await).await;
+            return self.run(async |live| listen(live, request, None).await).await;
         };
         if !self.capabilities.replay {
             return Err(replay::unsupported("postgres"));
@@ -352,9 +374,19 @@ impl Backend for PostgresBackend {
 }
 
 /// Starts a listener once the server has confirmed that it hears what is published from now on.
-async fn listen(live: &Arc<Live>, request: ListenRequest) -> Result<Box<dyn Listener>> {
+async fn listen(
+    live: &Arc<Live>,
+    request: ListenRequest,
+    near: Option<&str>,
+) -> Result<Box<dyn Listener>> {
     let deadline = tokio::time::Instant::now() + live.link.op_timeout;
     let late = || live.link.timeout("listen", false);
+    let needed = live.channels.want(&request, near);
+    let _turn = match tokio::time::timeout_at(deadline, live.channels.turn.read()).await {
+        Ok(turn) => turn,
+        Err(_) => return Err(late()),
+    };
+    let text = needed.statements() + "select 1";
     loop {
         let mut hearing = live.hearing.clone();
         let live_now = hearing.wait_for(|hearing| !matches!(hearing, Hearing::Deaf));
@@ -371,9 +403,11 @@ async fn listen(live: &Arc<Live>, request: ListenRequest) -> Result<Box<dyn List
             });
         };
         // What was published before arrives before this answer, so it is not heard.
-        match tokio::time::timeout_at(deadline, client.simple_query("select 1")).await {
+        match tokio::time::timeout_at(deadline, client.simple_query(&text)).await {
             Ok(Ok(_)) if live.is_ended() => return Err(closed()),
-            Ok(Ok(_)) => return Ok(Box::new(live.feeds.add(request, Box::new(())))),
+            Ok(Ok(_)) => {
+                return Ok(Box::new(live.feeds.add(request, Box::new(needed))));
+            }
             Ok(Err(_)) => tokio::time::sleep(Duration::from_millis(50)).await,
             Err(_) => return Err(late()),
         }

@@ -4,14 +4,16 @@
 //! one acknowledgement. Everything else is *whole*: its steps run in order inside a subtransaction.
 
 use std::collections::HashSet;
+use std::sync::Arc;
 
 use ahash::RandomState;
 use uuid::Uuid;
 
 use super::answers::Answers;
+use super::foreign::Names;
 use super::registry::{Registry, Target};
 use super::step::{self, Step, heard, lost, record, settle, weight};
-use super::wire::{self, Packer};
+use super::wire::Packer;
 use crate::backend::{Accepted, Committed, Lease, Message, Op, Outcome, Token, Transaction};
 use crate::error::{Error, Result};
 
@@ -78,6 +80,7 @@ impl<'a> Parcel<'a> {
         registry: &Registry,
         producer: Uuid,
         number: u64,
+        foreign: Option<&Arc<Names>>,
     ) -> Self {
         let mut parcel = Self {
             acks: Vec::new(),
@@ -93,7 +96,7 @@ impl<'a> Parcel<'a> {
             ops: Vec::new(),
             slots: Vec::new(),
             keeps: registry.keeps,
-            packer: Packer::new(producer, number),
+            packer: Packer::new(producer, number, foreign.cloned()),
             tokens: HashSet::default(),
         };
         let (mut steps, mut bytes, mut demoted) = (0, 0, 0);
@@ -199,7 +202,7 @@ impl<'a> Parcel<'a> {
             if self.keeps {
                 self.kept.push(message);
             }
-            if wire::fits(&message.topic, &message.body) {
+            if self.packer.fits(&message.topic, &message.body) {
                 self.notify.extend(self.packer.inline(&message.topic, &message.body));
             } else {
                 let id = Uuid::new_v4();

@@ -6,7 +6,7 @@ use std::time::Duration;
 use uuid::Uuid;
 
 use super::micros;
-use super::wire::{self, Packer};
+use super::wire::Packer;
 use crate::backend::{DeadReason, Due, Lease, Message, Op, Outcome, Transaction, cut_error};
 use crate::error::Error;
 
@@ -42,15 +42,16 @@ pub(super) struct Step<'a> {
 
 /// Returns the step of a publish; what subscribers get is packed by itself.
 pub(super) fn publish<'a>(message: &'a Message, packer: &mut Packer) -> Step<'a> {
-    let mut large = None;
+    let (mut large, mut notify) = (None, None);
     if heard(message) {
-        if wire::fits(&message.topic, &message.body) {
-            packer.inline(&message.topic, &message.body);
+        let sent = if packer.fits(&message.topic, &message.body) {
+            packer.inline(&message.topic, &message.body)
         } else {
             let id = Uuid::new_v4();
             large = Some(id);
-            packer.stored(&message.topic, id);
-        }
+            packer.stored(&message.topic, id)
+        };
+        notify = packer.take().or(sent);
     }
     let (after, due) = due(message);
     Step {
@@ -65,7 +66,7 @@ pub(super) fn publish<'a>(message: &'a Message, packer: &mut Packer) -> Step<'a>
         after,
         due,
         ttl: message.expires_after.map(micros),
-        notify: packer.take(),
+        notify,
         large,
         event: heard(message).then(|| Uuid::from_bytes(message.event)),
         ..Step::default()

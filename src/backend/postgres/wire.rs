@@ -4,12 +4,16 @@
 //! `r<version>` says that the registry changed, `t<nonce>` tests that notifications arrive.
 //! Anybody may notify, so everything is checked.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
+use ahash::RandomState;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use bytes::{Buf, Bytes};
 use uuid::Uuid;
+
+use super::foreign::{MOST_TEXT, Names};
 
 /// A notification's text must be shorter than 8,000 bytes: base64 of this many, and its head.
 const PACK_BYTES: usize = 5_850;
@@ -48,7 +52,7 @@ pub(super) enum Notice {
 }
 
 /// Whether a broadcast fits into a notification.
-pub(super) fn fits(topic: &str, body: &[u8]) -> bool {
+fn fits(topic: &str, body: &[u8]) -> bool {
     topic.len() <= usize::from(u16::MAX) && 7 + topic.len() + body.len() <= PACK_BYTES
 }
 
@@ -59,15 +63,49 @@ pub(super) struct Packer {
     parcel: u64,
     part: u32,
     packed: Vec<u8>,
+    /// Set when broadcasts go out one by one, for `DataKnobs` processes too.
+    foreign: Option<Arc<Names>>,
+    /// What went out so: the server sends equal texts of one transaction once only.
+    sent: HashMap<u64, u64, RandomState>,
 }
 
 impl Packer {
-    pub(super) fn new(producer: Uuid, parcel: u64) -> Self {
-        Self { producer: producer.as_u128(), parcel, part: 0, packed: Vec::new() }
+    /// Without a producer other parcels may come in the same transaction.
+    pub(super) fn new(producer: Uuid, parcel: u64, foreign: Option<Arc<Names>>) -> Self {
+        let (producer, sent) = (producer.as_u128(), HashMap::default());
+        Self { producer, parcel, part: 0, packed: Vec::new(), foreign, sent }
+    }
+
+    /// Whether a broadcast fits into a notification.
+    pub(super) fn fits(&self, topic: &str, body: &[u8]) -> bool {
+        match &self.foreign {
+            Some(names) => names.fits(topic, body),
+            None => fits(topic, body),
+        }
+    }
+
+    /// Returns a broadcast as `DataKnobs` processes read it, with the channels that it goes to.
+    fn foreign(&mut self, names: &Names, topic: &str, body: &[u8]) -> String {
+        let mut number = (self.producer == 0).then_some(self.parcel);
+        if number.is_none() {
+            let hash = self.sent.hasher().hash_one((topic, body));
+            let times = self.sent.entry(hash).or_default();
+            number = (*times > 0).then_some(*times);
+            *times += 1;
+        }
+        let mut text = names.inline(topic, body, number);
+        if text.len() > MOST_TEXT {
+            // An equal text that leaves no room for a number is sent as it is.
+            text = names.inline(topic, body, None);
+        }
+        names.addressed(topic, &text)
     }
 
     /// Adds a broadcast with its body; returns the text of a notification that became full.
     pub(super) fn inline(&mut self, topic: &str, body: &[u8]) -> Option<String> {
+        if let Some(names) = self.foreign.clone() {
+            return Some(self.foreign(&names, topic, body));
+        }
         let full = self.make_room(7 + topic.len() + body.len());
         self.head(INLINE, topic);
         self.packed.extend_from_slice(&u32::try_from(body.len()).unwrap_or(u32::MAX).to_be_bytes());
@@ -77,6 +115,9 @@ impl Packer {
 
     /// Adds a broadcast whose body is stored.
     pub(super) fn stored(&mut self, topic: &str, id: Uuid) -> Option<String> {
+        if let Some(names) = &self.foreign {
+            return Some(names.addressed(topic, &names.stored(topic, &id.to_string())));
+        }
         let full = self.make_room(3 + topic.len() + 16);
         self.head(STORED, topic);
         self.packed.extend_from_slice(id.as_bytes());
@@ -156,7 +197,7 @@ mod tests {
 
     #[test]
     fn what_is_packed_is_read_and_every_text_is_short_enough() {
-        let mut packer = Packer::new(Uuid::from_u128(7), 9);
+        let mut packer = Packer::new(Uuid::from_u128(7), 9, None);
         let bodies: Vec<Vec<u8>> = (0..200).map(|n| vec![1; n * 29]).collect();
         let mut texts: Vec<String> =
             bodies.iter().filter_map(|body| packer.inline("a:b", body)).collect();

@@ -362,3 +362,32 @@ async def test_b51_dropped_names_are_counted(wire: World, monkeypatch: Any) -> N
     await d.produce_event("known")
     await seen.count(1)
     await eventually(lambda: d.figures()["dropped"] == {"nobody": 3})
+
+
+async def test_b58_broadcasts_of_unknown_names_are_dropped_before_python(
+    wire: World, redis: Server, monkeypatch: Any
+) -> None:
+    read: list[str] = []
+
+    def decode(data: bytes) -> Message:
+        message = decode_message(data)
+        read.append(message.name)
+        return message
+
+    monkeypatch.setattr(wire_module, "decode_message", decode)
+    d, p, seen = await wire.a(), await wire.producer(), Seen()
+    handler = d.subscribe("do_schedule", None, seen)
+    for _ in range(50):
+        await d.produce_event("unknown")
+        await p.produce_event(era_b.DoIdleCheckEvent())
+    await d.produce_event("do_schedule")
+    await p.produce_event(era_b.DoScheduleEvent())
+    await seen.count(2)
+    assert read == ["do_schedule"] * 2
+    # A name can come later, and go.
+    d.unsubscribe("do_schedule", handler)
+    d.subscribe("unknown", None, seen)
+    await d.produce_event("do_schedule")
+    await d.produce_event("unknown")
+    await seen.count(3)
+    assert read[2:] == ["unknown"]

@@ -81,6 +81,9 @@ def _tuples(value: Any) -> Any:
 
 
 def _arguments(name: str, args: Any) -> list[Any]:
+    # As a rule there is nothing to convert.
+    if _SCALARS.issuperset(map(type, args)):
+        return list(args)
     plain: list[Any] = []
     for position, one in enumerate(args):
         try:

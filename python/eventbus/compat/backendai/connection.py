@@ -255,18 +255,16 @@ async def with_retries(step: Callable[[], Awaitable[_T]], what: str) -> _T:
     """
     loop = asyncio.get_running_loop()
     deadline = loop.time() + _PATIENCE
+    try:
+        # As a rule this is all. The operation time-out of the connection bounds it.
+        return await step()
+    except BusClosedError:
+        raise
+    except (ConnectError, TimeoutError) as error:
+        failed: BaseException = error
     pause = 0.5
-    failed: BaseException | None = None
     logged = -10.0
     while True:
-        left = deadline - loop.time()
-        try:
-            async with asyncio.timeout(left):
-                return await step()
-        except BusClosedError:
-            raise
-        except (ConnectError, TimeoutError) as error:
-            failed = error
         wait = pause * random.uniform(0.5, 1.0)  # noqa: S311 - jitter
         if loop.time() + wait >= deadline:
             raise TimeoutError("Too much delayed for retries") from failed
@@ -275,3 +273,10 @@ async def with_retries(step: Callable[[], Awaitable[_T]], what: str) -> _T:
             log.warning("cannot %s reason=%s; trying again", what, failed)
         await asyncio.sleep(wait)
         pause = min(pause * 2, 30.0)
+        try:
+            async with asyncio.timeout(deadline - loop.time()):
+                return await step()
+        except BusClosedError:
+            raise
+        except (ConnectError, TimeoutError) as error:
+            failed = error

@@ -187,7 +187,8 @@ begin
         perform keep(k_event, k_topic, k_body);
     end if;
     if cardinality(n_notify) > 0 then
-        perform pg_notify(v_channel, u.text) from unnest(n_notify) as u (text);
+        perform case when u.text like 'd%' then send_foreign(u.text) else pg_notify(v_channel, u.text) end
+        from unnest(n_notify) as u (text);
     end if;
 
     if cardinality(o_kind) > 0 then
@@ -230,7 +231,11 @@ begin
                                 perform keep(array[o.event], array[o.name], array[o.body]);
                             end if;
                             if o.notify is not null then
-                                perform pg_notify(v_channel, o.notify);
+                                if o.notify like 'd%' then
+                                    perform send_foreign(o.notify);
+                                else
+                                    perform pg_notify(v_channel, o.notify);
+                                end if;
                             end if;
                         end if;
                     elsif o.kind = 1 then
@@ -295,7 +300,11 @@ declare
 begin
     perform hold_registry(v_channel, p_registry);
     for i in 1 .. cardinality(n_notify) loop
-        perform pg_notify(v_channel, n_notify[i]);
+        if n_notify[i] like 'd%' then
+            perform send_foreign(n_notify[i]);
+        else
+            perform pg_notify(v_channel, n_notify[i]);
+        end if;
     end loop;
 end $$;
 

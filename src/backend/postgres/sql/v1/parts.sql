@@ -39,6 +39,18 @@ begin
     perform pg_notify(channel(), 'w' || array_to_string(p_group, ','));
 end $$;
 
+-- Sends a text to channels of its own: 'd', the names with commas, a space, the text.
+create function send_foreign(p_text text) returns void
+language plpgsql set search_path from current as $$
+declare
+    v_end integer := position(' ' in p_text);
+    v_name text;
+begin
+    foreach v_name in array string_to_array(substr(p_text, 2, v_end - 2), ',') loop
+        perform pg_notify(v_name, substr(p_text, v_end + 1));
+    end loop;
+end $$;
+
 -- Returns the id of a group by name.
 create function find_group(p_name text) returns integer
 language plpgsql set search_path from current as $$
