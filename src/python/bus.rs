@@ -579,6 +579,7 @@ impl CoreBus {
     /// confirmation. `malformed` is called with a topic and what is wrong with a frame of it;
     /// `since` is where a replay begins.
     #[pyo3(signature = (text, is_pattern, buffer, overflow, malformed, since=None, near=None))]
+    #[allow(clippy::too_many_arguments)] // each is one of the caller's
     fn _listen(
         slf: &Bound<'_, Self>,
         text: &Bound<'_, PyAny>,
