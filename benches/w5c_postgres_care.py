@@ -20,8 +20,10 @@ PUBLISHERS = 50
 GROUP = "bench"
 QUEUE = "queue, nobody listens"
 QUEUE_BUSY = f"queue, {LISTENERS} idle listeners"
-NEWS = "broadcast, nobody listens"
-NEWS_BUSY = f"broadcast, {LISTENERS} idle listeners"
+HEARD = "queue beside a subscriber, nobody else listens"
+HEARD_BUSY = f"queue beside a subscriber, {LISTENERS} idle listeners"
+NEWS = "broadcast to a subscriber, nobody else listens"
+NEWS_BUSY = f"broadcast to a subscriber, {LISTENERS} idle listeners"
 FRESH = "fresh table"
 WORN = "after the settled rows"
 CLAIM = "select id, binding, token from eventbus.claim(%s, '{}', '{}', %s, 30000000, 5)"
@@ -46,25 +48,34 @@ async def publish_by_many(bus: Bus, topic: str, count: int) -> float:
 
 
 async def rates(server: PostgresServer, rounds: int, count: int) -> dict[str, list[float]]:
-    """Return the cost of a publish to a queue and of a broadcast, with and without listeners."""
-    found: dict[str, list[float]] = {QUEUE: [], QUEUE_BUSY: [], NEWS: [], NEWS_BUSY: []}
+    """Return what a publish costs with and without idle listeners of other channels.
+
+    A queue alone sends no notifications. Beside a subscriber each parcel sends some, and each of
+    them wakes every session of the database that listens to anything.
+    """
+    names = [QUEUE, QUEUE_BUSY, HEARD, HEARD_BUSY, NEWS, NEWS_BUSY]
+    found: dict[str, list[float]] = {name: [] for name in names}
     async with connect(server.url()) as bus:
         await bus.declare_group(GROUP, TOPIC)
-        for topic in (TOPIC, "news"):
-            await publish_by_many(bus, topic, 1_000)
+        await publish_by_many(bus, TOPIC, 1_000)
         for number in range(rounds):
             for busy in (True, False) if number % 2 else (False, True):
                 with ExitStack() as stack:
                     for listener in range(LISTENERS if busy else 0):
                         idle = stack.enter_context(server.connection())
                         idle.execute(f"listen other_{listener}".encode())
-                    for topic, name in (
-                        (TOPIC, QUEUE_BUSY if busy else QUEUE),
-                        ("news", NEWS_BUSY if busy else NEWS),
-                    ):
-                        found[name].append(await publish_by_many(bus, topic, count))
+                    queue, heard, news = names[1::2] if busy else names[::2]
+                    found[queue].append(await publish_by_many(bus, TOPIC, count))
+                    async with connect(server.url(), queue_size=100) as other:
+                        await other.subscribe("*", _ignore, pattern="*")
+                        found[heard].append(await publish_by_many(bus, TOPIC, count))
+                        found[news].append(await publish_by_many(bus, "news", count))
                 await bus.purge(GROUP)
     return found
+
+
+async def _ignore(_event: Event) -> None:
+    """Handle nothing: what is measured is the publisher."""
 
 
 def claimed(client: psycopg.Connection[Any], limit: int) -> int:

@@ -120,6 +120,11 @@ impl Feeds {
         hints.iter().for_each(|hint| hint.raise());
     }
 
+    /// Whether nobody listens.
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.lock().feeds.is_empty()
+    }
+
     /// Whether any listener wants to be offered a topic: what has to be fetched first need not be,
     /// else. Who reads what is kept is told to look.
     pub(super) fn wants(&self, topic: &str) -> bool {

@@ -177,9 +177,12 @@ impl Ear {
     }
 
     async fn listen(&self, client: &Client) -> Result<(), tokio_postgres::Error> {
-        // The channels are made from validated names: nothing in them needs escaping.
+        // One transaction: what arrives proves all. The channels are made from validated names:
+        // nothing in them needs escaping.
         let foreign = foreign::statements("listen", self.channels.all().iter());
-        client.batch_execute(&format!("{foreign}listen \"{}\"", self.link.schema.channel())).await
+        let hear = if self.feeds.is_empty() { String::new() } else { self.link.schema.hear() };
+        let own = self.link.schema.channel();
+        client.batch_execute(&format!("{foreign}listen \"{own}\"; {hear}")).await
     }
 
     /// Whether a notification to ourselves arrives.

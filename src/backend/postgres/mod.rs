@@ -386,7 +386,8 @@ async fn listen(
         Ok(turn) => turn,
         Err(_) => return Err(late()),
     };
-    let text = needed.statements() + "select 1";
+    let text = needed.statements() + &live.link.schema.hear();
+    let needed = Arc::new(needed);
     loop {
         let mut hearing = live.hearing.clone();
         let live_now = hearing.wait_for(|hearing| !matches!(hearing, Hearing::Deaf));
@@ -406,7 +407,12 @@ async fn listen(
         match tokio::time::timeout_at(deadline, client.simple_query(&text)).await {
             Ok(Ok(_)) if live.is_ended() => return Err(closed()),
             Ok(Ok(_)) => {
-                return Ok(Box::new(live.feeds.add(request, Box::new(needed))));
+                let added = live.feeds.add(request.clone(), Box::new(Arc::clone(&needed)));
+                let hearing = live.hearing.borrow();
+                // A connection that was made meanwhile may not have known that somebody listens.
+                if matches!(&*hearing, Hearing::Live(now) if Arc::ptr_eq(now, &client)) {
+                    return Ok(Box::new(added));
+                }
             }
             Ok(Err(_)) => tokio::time::sleep(Duration::from_millis(50)).await,
             Err(_) => return Err(late()),

@@ -43,6 +43,11 @@ impl Schema {
         format!("eventbus:{}", self.name)
     }
 
+    /// Returns the statement by which a session says that it listens to broadcasts.
+    pub(super) fn hear(&self) -> String {
+        self.sql("select @schema@.hear()")
+    }
+
     /// Creates or updates the schema, or only checks its version.
     pub(super) async fn prepare(&self, client: &Client, migrate: bool) -> Result<()> {
         let found = self.found(client).await?;

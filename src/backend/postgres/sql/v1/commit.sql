@@ -64,6 +64,10 @@ begin
     if p_registry is not null then
         perform hold_registry(v_channel, p_registry);
     end if;
+    -- A producer's transaction ends with this call; a caller's own may stay open.
+    if p_producer is not null and cardinality(n_notify) > 0 and not is_heard(v_channel) then
+        n_notify := array(select u.text from unnest(n_notify) as u (text) where u.text not like 'b%');
+    end if;
     -- The clock is read here without the function: this is the way of every message.
     v_now := (extract(epoch from clock_timestamp()) * 1000000)::bigint;
     if p_producer is not null
@@ -299,6 +303,9 @@ declare
     v_channel text := 'eventbus:' || current_schema();
 begin
     perform hold_registry(v_channel, p_registry);
+    if not is_heard(v_channel) then
+        n_notify := array(select u.text from unnest(n_notify) as u (text) where u.text not like 'b%');
+    end if;
     for i in 1 .. cardinality(n_notify) loop
         if n_notify[i] like 'd%' then
             perform send_foreign(n_notify[i]);

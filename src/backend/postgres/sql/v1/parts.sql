@@ -32,6 +32,20 @@ begin
     end if;
 end $$;
 
+-- Whether somebody listens to broadcasts: whoever does shares this lock for as long as its session
+-- lives. Otherwise the caller has it until its end, and who begins to listen waits for that: so only
+-- transactions that end at once may ask. Of two that ask at the same time one is told yes.
+create function is_heard(p_channel text) returns boolean
+language sql volatile set search_path from current as $$
+    select not pg_try_advisory_xact_lock(hashtext(p_channel), 2147483647)
+$$;
+
+-- Says that this session listens to broadcasts, from now on until its end.
+create function hear() returns void
+language sql volatile set search_path from current as $$
+    select pg_advisory_lock_shared(hashtext(channel()), 2147483647)
+$$;
+
 -- Tells whoever waits for one of the groups.
 create function wake(p_group integer[]) returns void
 language plpgsql set search_path from current as $$
