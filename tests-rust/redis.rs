@@ -2,6 +2,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs, unreachable_pub)]
 
 mod conformance;
+#[path = "redis/kept.rs"]
+mod kept;
 #[path = "support/redis_server.rs"]
 mod redis_server;
 
