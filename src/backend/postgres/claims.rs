@@ -117,6 +117,9 @@ pub(super) fn unsigned(number: i32) -> u32 {
 /// Waits until a claim may succeed, also while the server is away.
 pub(super) async fn wait_ready(live: &Arc<Live>, request: &ClaimRequest) -> Result<()> {
     let group = live.group_id(&request.group).await?;
+    if !live.wakes.are_arriving() {
+        live.attend(&live.link.schema.listen(true)).await;
+    }
     let wait = live.wakes.of(group);
     let mut closing = live.hearing.clone();
     closing.mark_unchanged();

@@ -205,9 +205,10 @@ impl Committer {
             }
             let fault = match self.send(&parcel, &items[..count], jobs, &registry, deadline).await {
                 Ok(answer) => {
-                    let touched = parcel.touched();
                     if self.desk.link.is_pooled() {
-                        self.desk.wakes.wake(&touched);
+                        let acked = parcel.acks.iter().map(|(group, _)| *group);
+                        let groups: Vec<_> = parcel.touched().into_iter().chain(acked).collect();
+                        self.desk.wakes.wake(&groups);
                     }
                     let (lost, results) = answer;
                     return parcel

@@ -157,7 +157,9 @@ impl Ear {
             // A failure shows at the next use.
             let _ = self.registry.refresh(&self.pool).await;
         }
-        self.hearing.send_replace(Hearing::Live(Arc::clone(&client)));
+        if let Err(said) = self.go_live(&client).await {
+            return said;
+        }
         if again {
             self.wakes.all();
             self.feeds.look();
@@ -176,6 +178,27 @@ impl Ear {
         }
     }
 
+    /// Says that notifications arrive. A process that only publishes needs none: each would wake its
+    /// session on the server, so it stops listening until somebody subscribes or waits.
+    async fn go_live(&self, client: &Arc<Client>) -> Result<(), String> {
+        // Who needs them from now on waits for this turn, and then finds this connection. Whoever
+        // has the turn needs them.
+        let turn = self.channels.turn.try_write();
+        if turn.is_ok() && !self.wakes.is_needed() {
+            let text = self.link.schema.listen(false);
+            match timeout(self.connect_timeout, client.batch_execute(&text)).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => return Err(fault::text(&error)),
+                Err(_) => {
+                    self.link.give_up();
+                    return Err(format!("no answer to UNLISTEN within {:?}", self.connect_timeout));
+                }
+            }
+        }
+        self.hearing.send_replace(Hearing::Live(Arc::clone(client)));
+        Ok(())
+    }
+
     async fn listen(&self, client: &Client) -> Result<(), tokio_postgres::Error> {
         // One transaction: what arrives proves all. The channels are made from validated names:
         // nothing in them needs escaping.
@@ -183,8 +206,8 @@ impl Ear {
         // A pooler would keep the lock on a connection that others use.
         let idle = self.feeds.is_empty() || self.link.is_pooled();
         let hear = if idle { String::new() } else { self.link.schema.hear() };
-        let own = self.link.schema.channel();
-        client.batch_execute(&format!("{foreign}listen \"{own}\"; {hear}")).await
+        let own = self.link.schema.listen(true);
+        client.batch_execute(&format!("{foreign}{own}{hear}")).await
     }
 
     /// Whether a notification arrives that another session sends while this one is idle. A pooler
@@ -206,10 +229,12 @@ impl Ear {
     }
 
     async fn is_listening(&self, client: &Client) -> Result<bool, tokio_postgres::Error> {
+        let should = self.wakes.are_arriving();
         let channel = self.link.schema.channel();
         let text = format!("select c from pg_listening_channels() c where c = '{channel}'");
         let answers = client.simple_query(&text).await?;
-        Ok(answers.iter().any(|part| matches!(part, tokio_postgres::SimpleQueryMessage::Row(_))))
+        let is_row = |part| matches!(part, &tokio_postgres::SimpleQueryMessage::Row(_));
+        Ok(!should || answers.iter().any(is_row))
     }
 
     async fn notice(&self, text: &str) {

@@ -8,7 +8,6 @@ use bytes::Bytes;
 use uuid::Uuid;
 
 use super::calls::{FIND_KEPT, QUIESCE, READ_KEPT, RETAIN, column};
-use super::ear::Hearing;
 use super::live::Live;
 use super::pool::Pool;
 use super::session::Argument;
@@ -63,11 +62,7 @@ async fn start(
 ) -> Result<Box<dyn Listener>> {
     let (listener, ring, hint) = live.feeds.add_replay(request, Box::new(()));
     // Hints are sent only while somebody is known to listen; without them it looks every sweep.
-    let hearing = live.hearing.borrow().clone();
-    if let Hearing::Live(client) = hearing {
-        let hear = live.link.schema.hear();
-        let _ = tokio::time::timeout(live.link.op_timeout, client.simple_query(&hear)).await;
-    }
+    live.attend(&live.link.schema.hear()).await;
     let kept = Reader(Arc::downgrade(live));
     let start = kept.find(since).await?;
     let (bindings, sweep) = (request.bindings.clone(), Some(sweep));

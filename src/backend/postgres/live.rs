@@ -262,6 +262,18 @@ impl Live {
         self.registry.refresh(&self.pool).await.unwrap_or(registry)
     }
 
+    /// Has the listening connection listen, by these statements; one that is made later will anyway.
+    pub(super) async fn attend(&self, statements: &str) {
+        self.wakes.need();
+        let _turn = self.channels.turn.read().await;
+        let hearing = self.hearing.borrow().clone();
+        if let Hearing::Live(client) = hearing {
+            // A connection that does not answer is made again.
+            let _ = tokio::time::timeout(self.link.op_timeout, client.simple_query(statements)).await;
+        }
+        self.wakes.set_arriving();
+    }
+
     /// Waits for the end of the backend.
     pub(super) async fn ended(&self) {
         self.end.cancelled().await;

@@ -387,6 +387,7 @@ async fn listen(
     let deadline = tokio::time::Instant::now() + live.link.op_timeout;
     let late = || live.link.timeout("listen", false);
     let needed = live.channels.want(&request, near);
+    live.wakes.need();
     let _turn = match tokio::time::timeout_at(deadline, live.channels.turn.read()).await {
         Ok(turn) => turn,
         Err(_) => return Err(late()),
@@ -407,6 +408,7 @@ async fn listen(
         match tokio::time::timeout_at(deadline, client.simple_query(&text)).await {
             Ok(Ok(_)) if live.is_ended() => return Err(closed()),
             Ok(Ok(_)) => {
+                live.wakes.set_arriving();
                 let added = live.feeds.add(request.clone(), Box::new(Arc::clone(&needed)));
                 let hearing = live.hearing.borrow();
                 // A connection that was made meanwhile may not have known that somebody listens.

@@ -149,13 +149,13 @@ impl<'a> Parcel<'a> {
         self.only_notifies() && self.notify.is_empty()
     }
 
-    /// Returns the groups in which something may become ready.
+    /// Returns the groups in which something may become ready. What a plain acknowledgement lets go
+    /// is known to the server alone: mostly nothing.
     pub(super) fn touched(&self) -> Vec<i32> {
         let copies = self.copies.iter().map(|copy| copy.target.group);
         let targets = self.targets.iter().map(|target| target.group);
         let settled = self.steps.iter().filter_map(|step| step.group);
-        let acked = self.acks.iter().map(|(group, _)| *group);
-        let mut groups: Vec<_> = copies.chain(targets).chain(settled).chain(acked).collect();
+        let mut groups: Vec<_> = copies.chain(targets).chain(settled).collect();
         groups.sort_unstable();
         groups.dedup();
         groups

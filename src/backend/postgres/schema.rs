@@ -43,9 +43,14 @@ impl Schema {
         format!("eventbus:{}", self.name)
     }
 
-    /// Returns the statement by which a session says that it listens to broadcasts.
+    /// Returns the statement by which a session begins to listen to notifications, or ends it.
+    pub(super) fn listen(&self, on: bool) -> String {
+        format!("{} \"{}\"; ", if on { "listen" } else { "unlisten" }, self.channel())
+    }
+
+    /// Returns the statements by which a session listens to broadcasts, and says so.
     pub(super) fn hear(&self) -> String {
-        self.sql("select @schema@.hear()")
+        self.listen(true) + &self.sql("select @schema@.hear()")
     }
 
     /// Creates or updates the schema, or only checks its version.

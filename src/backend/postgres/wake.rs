@@ -1,20 +1,46 @@
-//! Who waits for which group in this process.
+//! Who waits for which group in this process, and whether it needs notifications at all.
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use ahash::RandomState;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
-/// The waits of one backend, by group.
+/// The waits of one backend.
 #[derive(Debug, Default)]
-pub(super) struct Wakes(Mutex<HashMap<i32, Arc<Notify>, RandomState>>);
+pub(super) struct Wakes {
+    /// By group.
+    waits: Mutex<HashMap<i32, Arc<Notify>, RandomState>>,
+    /// Somebody has subscribed or waited: every new connection keeps listening.
+    needed: AtomicBool,
+    /// The present connection listens.
+    arriving: AtomicBool,
+}
 
 impl Wakes {
+    /// Says that this process needs notifications, from now on for ever.
+    pub(super) fn need(&self) {
+        self.needed.store(true, Ordering::SeqCst);
+    }
+
+    pub(super) fn is_needed(&self) -> bool {
+        self.needed.load(Ordering::SeqCst)
+    }
+
+    /// Says that the server was told so.
+    pub(super) fn set_arriving(&self) {
+        self.arriving.store(true, Ordering::SeqCst);
+    }
+
+    pub(super) fn are_arriving(&self) -> bool {
+        self.arriving.load(Ordering::SeqCst)
+    }
+
     /// Returns what is notified when something may be ready in a group.
     pub(super) fn of(&self, group: i32) -> Arc<Notify> {
-        let mut waits = self.0.lock();
+        let mut waits = self.waits.lock();
         // What nobody holds any more is forgotten when the table grows.
         if waits.len() >= 64 {
             waits.retain(|_, notify| Arc::strong_count(notify) > 1);
@@ -23,11 +49,11 @@ impl Wakes {
     }
 
     pub(super) fn wake(&self, groups: &[i32]) {
-        let waits = self.0.lock();
+        let waits = self.waits.lock();
         groups.iter().filter_map(|group| waits.get(group)).for_each(|wait| wait.notify_waiters());
     }
 
     pub(super) fn all(&self) {
-        self.0.lock().values().for_each(|wait| wait.notify_waiters());
+        self.waits.lock().values().for_each(|wait| wait.notify_waiters());
     }
 }

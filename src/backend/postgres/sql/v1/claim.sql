@@ -18,7 +18,27 @@ begin
     return coalesce(v_served, '{}');
 end $$;
 
--- Claims the best ready messages of a group.
+-- Returns the base of tokens after a crash, when it is on the disk with the end of the transaction.
+create function new_token_base() returns bigint
+language plpgsql set search_path from current as $$
+declare
+    v_base bigint;
+begin
+    -- Locks the row: of many, one raises it.
+    select b.base into v_base from token_base b for update;
+    select s.base into v_base from tokens_since s;
+    if not found then
+        update token_base b set base = b.base + 1073741824 returning b.base into v_base;
+        insert into tokens_since (base) values (v_base);
+        if current_setting('synchronous_commit') = 'off' then
+            perform set_config('synchronous_commit', 'local', true);
+        end if;
+    end if;
+    return v_base;
+end $$;
+
+-- Claims the best ready messages of a group. A claim that a crash undoes has not happened: what it
+-- took is ready again, and its token is never given again.
 create function claim(
     p_group text, p_pattern boolean[], p_text text[], p_max integer, p_lease bigint,
     p_max_deliveries integer
@@ -35,7 +55,15 @@ declare
     v_served integer[];
     -- The clock is read here without the function: this is the way of every message.
     v_now bigint := (extract(epoch from clock_timestamp()) * 1000000)::bigint;
+    v_base bigint;
+    v_nothing text;
 begin
+    select s.base into v_base from tokens_since s;
+    if v_base is null then
+        v_base := new_token_base();
+    else
+        v_nothing := set_config('synchronous_commit', 'off', true);
+    end if;
     select g.id, g.paused into v_group, v_paused
     from groups g where g.name = p_group and not g.deleted;
     if v_group is null then
@@ -75,7 +103,7 @@ begin
             order by m.priority desc, m.seq limit p_max for update skip locked
         )
         update messages m
-        set state = 3, token = nextval('tokens'), crashes = m.crashes + 1, due_at = v_now + p_lease
+        set state = 3, token = v_base + nextval('tokens'), crashes = m.crashes + 1, due_at = v_now + p_lease
         from picked where m.seq = picked.seq
         returning m.seq, m.id, m.binding, m.token, m.topic, m.body, m.key, m.priority, m.attempts,
             m.crashes - 1, m.accepted_at, m.due_at;
@@ -94,7 +122,7 @@ begin
         order by x.priority desc, x.seq limit p_max
     )
     update messages m
-    set state = 3, token = nextval('tokens'), crashes = m.crashes + 1, due_at = v_now + p_lease
+    set state = 3, token = v_base + nextval('tokens'), crashes = m.crashes + 1, due_at = v_now + p_lease
     from picked where m.seq = picked.seq
     returning m.seq, m.id, m.binding, m.token, m.topic, m.body, m.key, m.priority, m.attempts,
         m.crashes - 1, m.accepted_at, m.due_at;
@@ -145,7 +173,8 @@ begin
     ready := coalesce(wait <= 0, false);
 end $$;
 
--- Extends leases; returns the entries (from 1) whose token is current.
+-- Extends leases; returns the entries (from 1) whose token is current. A crash may undo it, then the
+-- lease ends earlier.
 create function renew(
     p_group integer[], p_binding integer[], p_id uuid[], p_token bigint[], p_lease bigint
 ) returns integer[]
@@ -155,6 +184,7 @@ declare
     v_done integer[];
     v_until bigint := now_us() + p_lease;
 begin
+    perform set_config('synchronous_commit', 'off', true);
     with held as (
         update messages m set due_at = v_until
         from unnest(p_group, p_binding, p_id, p_token) with ordinality as a (g, b, i, t, n)

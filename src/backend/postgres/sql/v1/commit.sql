@@ -65,7 +65,10 @@ begin
         perform hold_registry(v_channel, p_registry);
     end if;
     -- A producer's transaction ends with this call; a caller's own may stay open.
-    if p_producer is not null and cardinality(n_notify) > 0 and not is_heard(v_channel) then
+    if p_producer is not null and cardinality(n_notify) > 0
+        and pg_try_advisory_xact_lock(hashtext(v_channel), 2147483647)
+    then
+        -- Nobody listens to broadcasts.
         n_notify := array(select u.text from unnest(n_notify) as u (text) where u.text not like 'b%');
     end if;
     -- The clock is read here without the function: this is the way of every message.
@@ -141,6 +144,8 @@ begin
         into v_done, v_group, v_key from gone;
         if v_key is not null then
             perform free_lanes(v_group, v_key);
+            -- Only what has a key lets something else become ready.
+            p_wake := p_wake || v_group;
         end if;
         select coalesce(array_agg(n), '{}') into lost from (
             select unnest(v_rest) as n except select unnest(v_done)
@@ -301,16 +306,18 @@ create function announce(p_registry integer, n_notify text[]) returns void
 language plpgsql set search_path from current as $$
 declare
     v_channel text := 'eventbus:' || current_schema();
+    v_unheard boolean;
+    v_text text;
+    v_nothing text;
 begin
-    perform hold_registry(v_channel, p_registry);
-    if not is_heard(v_channel) then
-        n_notify := array(select u.text from unnest(n_notify) as u (text) where u.text not like 'b%');
-    end if;
-    for i in 1 .. cardinality(n_notify) loop
-        if n_notify[i] like 'd%' then
-            perform send_foreign(n_notify[i]);
-        else
-            perform pg_notify(v_channel, n_notify[i]);
+    -- Assignments start no statement: this is the way of every broadcast.
+    v_nothing := hold_registry(v_channel, p_registry);
+    v_unheard := pg_try_advisory_xact_lock(hashtext(v_channel), 2147483647);
+    foreach v_text in array n_notify loop
+        if v_text like 'd%' then
+            perform send_foreign(v_text);
+        elsif not v_unheard then
+            v_nothing := pg_notify(v_channel, v_text);
         end if;
     end loop;
 end $$;

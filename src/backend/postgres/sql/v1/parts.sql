@@ -14,11 +14,16 @@ $$;
 -- publishes by an older one. Who names an old one is refused, and never waits for the declaration.
 create function hold_registry(p_channel text, p_version integer) returns void
 language plpgsql set search_path from current as $$
+declare
+    v_version integer;
 begin
     if current_setting('transaction_isolation') = 'read committed' then
-        if not pg_try_advisory_xact_lock_shared(hashtext(p_channel), p_version)
-            or not exists (select 1 from registry r where r.version = p_version)
-        then
+        -- Two statements: the look must be younger than the lock, or a declaration that ended
+        -- between them would have waited for nobody.
+        if pg_try_advisory_xact_lock_shared(hashtext(p_channel), p_version) then
+            select r.version into v_version from registry r;
+        end if;
+        if v_version is distinct from p_version then
             raise exception 'the registry is not at version % any more', p_version
                 using errcode = 'EB001';
         end if;
@@ -32,15 +37,10 @@ begin
     end if;
 end $$;
 
--- Whether somebody listens to broadcasts: whoever does shares this lock for as long as its session
--- lives. Otherwise the caller has it until its end, and who begins to listen waits for that: so only
--- transactions that end at once may ask. Of two that ask at the same time one is told yes.
-create function is_heard(p_channel text) returns boolean
-language sql volatile set search_path from current as $$
-    select not pg_try_advisory_xact_lock(hashtext(p_channel), 2147483647)
-$$;
-
--- Says that this session listens to broadcasts, from now on until its end.
+-- Says that this session listens to broadcasts, from now on until its end. Who tries to have this
+-- lock alone learns whether anybody does; whoever gets it keeps it until its end, and who begins to
+-- listen waits for that: so only transactions that end at once may try. Of two that try at the same
+-- time one is told that somebody listens.
 create function hear() returns void
 language sql volatile set search_path from current as $$
     select pg_advisory_lock_shared(hashtext(channel()), 2147483647)

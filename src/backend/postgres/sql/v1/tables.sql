@@ -71,7 +71,19 @@ create index messages_expiry on messages (group_id, expires_at)
 create index messages_crashed on messages (group_id, crashes) where state = 0 and crashes > 0;
 create unique index messages_unique on messages (group_id, binding, unique_key)
     where unique_key is not null;
+-- The tokens of claims rise for ever: a number of the sequence and a base. Claims do not wait for the
+-- disk, so a crash can lose the newest numbers; as it also empties `tokens_since`, the first claim
+-- behind it starts from a base beyond all that can be lost. Both have one row, or none.
 create sequence tokens as bigint;
+create table token_base (
+    one boolean primary key default true check (one),
+    base bigint not null
+);
+insert into token_base (base) values (0);
+create unlogged table tokens_since (
+    one boolean primary key default true check (one),
+    base bigint not null
+);
 
 -- One row per (group, key) in use: who holds it decides about the order of that key.
 create table lanes (
