@@ -171,6 +171,11 @@ impl Consumer {
     /// # Cancel safety
     /// What was claimed is in hand before this returns, or still queued.
     pub async fn fill(&self) -> Result<usize> {
+        self.claim_free().await.map(|(claimed, _)| claimed)
+    }
+
+    /// Does so; returns how many deliveries it got, and how many it asked for.
+    async fn claim_free(&self) -> Result<(usize, usize)> {
         let free = {
             let state = self.state.lock();
             if state.closed {
@@ -179,7 +184,7 @@ impl Consumer {
             self.free(&state)
         };
         if free == 0 {
-            return Ok(0);
+            return Ok((0, 0));
         }
         let request = ClaimRequest { max: free, ..self.claim.clone() };
         let claimed = match self.bus.backend.in_process() {
@@ -187,12 +192,12 @@ impl Consumer {
             None => self.bus.backend.claim(&request).await?,
         };
         if claimed.is_empty() {
-            return Ok(0);
+            return Ok((0, free));
         }
         let count = claimed.len();
         let late = self.hold(claimed);
         if late.is_empty() {
-            return Ok(count);
+            return Ok((count, free));
         }
         // Stopped while the claim was under way.
         let release = |lease| Transaction { ops: vec![Op::Settle(lease, Outcome::Release)] };
@@ -615,8 +620,10 @@ async fn claim_ahead(consumer: Weak<Consumer>) {
 /// Waits for free slots and claims for them; when nothing is there, waits for that.
 async fn claim_once(consumer: &Consumer) -> Result<()> {
     consumer.wait_free().await;
-    if consumer.fill().await? == 0 {
-        consumer.bus.backend.wait_ready(&consumer.claim).await?;
+    let (claimed, asked) = consumer.claim_free().await?;
+    let backend = &consumer.bus.backend;
+    if claimed == 0 || (claimed < asked && backend.waits_behind_short_claims()) {
+        backend.wait_ready(&consumer.claim).await?;
     }
     Ok(())
 }

@@ -1,10 +1,14 @@
 //! Claims, waits and renewals.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use ahash::RandomState;
 use bytes::Bytes;
+use parking_lot::Mutex;
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 use tokio_postgres::Row;
 use uuid::Uuid;
 
@@ -12,13 +16,11 @@ use super::calls::{CLAIM, PEEK, RENEW, column};
 use super::live::Live;
 use super::session::Argument;
 use super::step::signed;
+use super::wake::Wait;
 use super::{closed, micros};
 use crate::backend::{ClaimRequest, Delivery, Lease, Op, Outcome, Transaction};
 use crate::error::{Error, Result};
 use crate::topic::Binding;
-
-/// After the first wait in a while, a publish at that very moment may have notified nobody.
-const SECOND_LOOK: Duration = Duration::from_millis(50);
 
 /// Splits bindings into what the functions of the schema take.
 pub(super) fn split(bindings: &[Binding]) -> (Vec<bool>, Vec<&str>) {
@@ -30,6 +32,41 @@ fn text(binding: &Binding) -> &str {
     match binding {
         Binding::Topic(topic) => topic,
         Binding::Pattern(pattern) => pattern.as_str(),
+    }
+}
+
+/// What a claim that got fewer than it asked for said of the wait that follows.
+#[derive(Debug)]
+struct Armed {
+    wait: Arc<Wait>,
+    /// How often the wait had been notified before the claim.
+    seen: u64,
+    pause: Option<Duration>,
+    at: Instant,
+}
+
+/// What the last claims said, by the bindings that they were for: those are not equal by chance, as
+/// they are kept.
+#[derive(Debug, Default)]
+pub(super) struct Arms(Mutex<HashMap<usize, (ClaimRequest, Armed), RandomState>>);
+
+impl Arms {
+    fn key(request: &ClaimRequest) -> usize {
+        request.bindings.as_ptr().addr()
+    }
+
+    fn arm(&self, request: &ClaimRequest, armed: Armed) {
+        let mut arms = self.0.lock();
+        // Who never waits, or has gone, leaves something behind.
+        if arms.len() >= 64 {
+            arms.retain(|_, (_, armed)| armed.at.elapsed() < Duration::from_secs(60));
+        }
+        arms.insert(Self::key(request), (request.clone(), armed));
+    }
+
+    fn take(&self, request: &ClaimRequest) -> Option<Armed> {
+        let found = self.0.lock().remove(&Self::key(request));
+        found.filter(|(before, _)| before.group == request.group).map(|(_, armed)| armed)
     }
 }
 
@@ -76,8 +113,21 @@ async fn take(live: &Live, request: &ClaimRequest) -> Result<Vec<Delivery>> {
     let max_deliveries = i32::try_from(request.max_deliveries).unwrap_or(i32::MAX);
     let lease = micros(request.lease);
     let group = &*request.group;
-    let arguments: [Argument<'_>; 6] = [&group, &patterns, &texts, &max, &lease, &max_deliveries];
-    let rows = live.pool.call(&CLAIM, &arguments, group).await?;
+    // What wakes from here on comes after what the claim saw. Without notifications nothing would.
+    let group_id = live.registry.get().id(group).filter(|_| live.wakes.are_arriving());
+    let wait = group_id.map(|id| live.wakes.of(id));
+    let seen = wait.as_ref().map_or(0, |wait| wait.count());
+    let sweep = wait.as_ref().map(|_| micros(live.sweep));
+    let arguments: [Argument<'_>; 7] =
+        [&group, &patterns, &texts, &max, &lease, &max_deliveries, &sweep];
+    let mut rows = live.pool.call(&CLAIM, &arguments, group).await?;
+    let is_short = match rows.last() {
+        Some(row) => column::<Option<i64>>(row, 0)?.is_none(),
+        None => false,
+    };
+    if let Some((row, wait)) = rows.pop_if(|_| is_short).zip(wait) {
+        live.armed.arm(request, Armed { wait, seen, pause: pause(&row, 11)?, at: Instant::now() });
+    }
     if !rows.is_empty() {
         live.hollow.clear(group);
     }
@@ -123,17 +173,27 @@ pub(super) async fn wait_ready(live: &Arc<Live>, request: &ClaimRequest) -> Resu
     let wait = live.wakes.of(group);
     let mut closing = live.hearing.clone();
     closing.mark_unchanged();
+    let mut armed = live.armed.take(request);
     loop {
-        let notified = wait.notified();
+        let notified = wait.notify.notified();
         tokio::pin!(notified);
         // From here on a wake-up counts, also one that comes before the wait.
         notified.as_mut().enable();
-        let pause = match look(live, request).await {
+        let looked = match armed.take() {
+            Some(armed) if armed.wait.count() != armed.seen => return Ok(()),
+            // A deleted group's wait is not that of its successor.
+            Some(armed) if Arc::ptr_eq(&armed.wait, &wait) => Ok(armed.pause.map(|pause| pause.saturating_sub(armed.at.elapsed()))),
+            _ => look(live, request).await,
+        };
+        let pause = match looked {
             Ok(None) => {
                 tokio::time::sleep(live.hollow.pause(&request.group)).await;
                 return Ok(());
             }
-            Ok(Some(pause)) => pause,
+            Ok(Some(pause)) => {
+                live.hollow.clear(&request.group);
+                pause
+            }
             Err(error @ (Error::Connect { .. } | Error::Timeout { .. })) => {
                 live.link.note(&error.to_string());
                 Duration::from_secs(1)
@@ -157,16 +217,13 @@ async fn look(live: &Live, request: &ClaimRequest) -> Result<Option<Duration>> {
     let group = &*request.group;
     let rows = live.pool.call(&PEEK, &[&group, &patterns, &texts, &sweep], group).await?;
     let missing = || Error::Internal { reason: "the server answered a wait with nothing".into() };
-    let row = rows.first().ok_or_else(missing)?;
-    if column(row, 0)? {
-        return Ok(None);
-    }
-    live.hollow.clear(group);
-    let due = column::<Option<i64>>(row, 1)?.map(|micros| u64::try_from(micros).unwrap_or(0));
-    // A little later than due, so that the next look finds it due.
-    let due = due.map(|micros| Duration::from_micros(micros) + Duration::from_millis(1));
-    let pause = due.unwrap_or(live.sweep).min(live.sweep);
-    Ok(Some(if column(row, 2)? { pause.min(SECOND_LOOK) } else { pause }))
+    pause(rows.first().ok_or_else(missing)?, 0)
+}
+
+/// Reads after how long a claim may succeed; `None`: now.
+fn pause(row: &Row, index: usize) -> Result<Option<Duration>> {
+    let micros = u64::try_from(column::<i64>(row, index)?).unwrap_or(0);
+    Ok((micros > 0).then(|| Duration::from_micros(micros)))
 }
 
 /// Extends leases; one result each.

@@ -8,6 +8,7 @@ use tokio::sync::watch;
 use tokio_postgres::Client;
 use tokio_util::sync::CancellationToken;
 
+use super::claims::Arms;
 use super::calls::{AILMENTS, MAINTAIN, TRIM_KEPT, column};
 use super::committer::{Desk, Inbox};
 use super::connect::Connector;
@@ -46,6 +47,7 @@ pub(super) struct Live {
     pub(super) hearing: watch::Receiver<Hearing>,
     pub(super) inbox: Inbox,
     pub(super) hollow: Hollow,
+    pub(super) armed: Arms,
     pub(super) sweep: Duration,
     pub(super) dead_retention: i64,
     /// Which bus this is, as its schema says.
@@ -145,6 +147,7 @@ impl Live {
             hearing: waiting,
             inbox,
             hollow: Hollow::default(),
+            armed: Arms::default(),
             sweep: config.sweep,
             dead_retention: micros(config.dead_retention),
             identity,

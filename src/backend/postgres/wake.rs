@@ -2,17 +2,36 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use ahash::RandomState;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
+/// What is notified when something may be ready in a group.
+#[derive(Debug, Default)]
+pub(super) struct Wait {
+    pub(super) notify: Notify,
+    count: AtomicU64,
+}
+
+impl Wait {
+    /// Returns how often it was notified.
+    pub(super) fn count(&self) -> u64 {
+        self.count.load(Ordering::SeqCst)
+    }
+
+    fn wake(&self) {
+        self.count.fetch_add(1, Ordering::SeqCst);
+        self.notify.notify_waiters();
+    }
+}
+
 /// The waits of one backend.
 #[derive(Debug, Default)]
 pub(super) struct Wakes {
     /// By group.
-    waits: Mutex<HashMap<i32, Arc<Notify>, RandomState>>,
+    waits: Mutex<HashMap<i32, Arc<Wait>, RandomState>>,
     /// Somebody has subscribed or waited: every new connection keeps listening.
     needed: AtomicBool,
     /// The present connection listens.
@@ -38,22 +57,22 @@ impl Wakes {
         self.arriving.load(Ordering::SeqCst)
     }
 
-    /// Returns what is notified when something may be ready in a group.
-    pub(super) fn of(&self, group: i32) -> Arc<Notify> {
+    /// Returns the wait of a group.
+    pub(super) fn of(&self, group: i32) -> Arc<Wait> {
         let mut waits = self.waits.lock();
         // What nobody holds any more is forgotten when the table grows.
         if waits.len() >= 64 {
-            waits.retain(|_, notify| Arc::strong_count(notify) > 1);
+            waits.retain(|_, wait| Arc::strong_count(wait) > 1);
         }
         Arc::clone(waits.entry(group).or_default())
     }
 
     pub(super) fn wake(&self, groups: &[i32]) {
         let waits = self.waits.lock();
-        groups.iter().filter_map(|group| waits.get(group)).for_each(|wait| wait.notify_waiters());
+        groups.iter().filter_map(|group| waits.get(group)).for_each(|wait| wait.wake());
     }
 
     pub(super) fn all(&self) {
-        self.waits.lock().values().for_each(|wait| wait.notify_waiters());
+        self.waits.lock().values().for_each(|wait| wait.wake());
     }
 }

@@ -128,7 +128,7 @@ create function routes() returns table (
     version integer, id integer, name text, limited boolean, binding integer, pattern boolean,
     text text, keeps boolean
 )
-language sql stable set search_path from current as $$
+language sql stable set search_path from current set jit = off as $$
     select r.version, g.id, g.name, g.max_length is not null, b.binding, b.pattern, b.text,
         r.kept_max > 0
     from registry r

@@ -37,11 +37,59 @@ begin
     return v_base;
 end $$;
 
+-- Says after how many microseconds a claim may succeed (0 = now, at most p_await; no bindings: none
+-- can), and notes that somebody waits. When nobody was known to wait before, a publish at this very moment may notify
+-- nobody, so the answer is short.
+create function look_after(p_group integer, p_served integer[], p_await bigint) returns bigint
+language plpgsql set search_path from current
+set jit = off set enable_seqscan = off set enable_bitmapscan = off set plan_cache_mode = force_generic_plan as $$
+declare
+    v_now bigint := (extract(epoch from clock_timestamp()) * 1000000)::bigint;
+    v_until bigint;
+    v_due bigint;
+    v_ready boolean;
+    v_most bigint;
+begin
+    select
+        (select a.until_at from awaited a where a.group_id = p_group),
+        least(
+            (select m.due_at from messages m where m.group_id = p_group and m.state >= 2
+                order by m.due_at limit 1),
+            (select m.expires_at from messages m
+                where m.group_id = p_group and m.expires_at is not null and m.state <> 3
+                order by m.expires_at limit 1)
+        ),
+        exists (
+            select 1 from unnest(p_served) as s (binding)
+            cross join lateral (
+                select 1 from messages m
+                where m.group_id = p_group and m.binding = s.binding and m.state = 0
+                    and (m.expires_at is null or m.expires_at > v_now)
+                limit 1
+            ) x
+        )
+    into v_until, v_due, v_ready;
+    v_most := p_await;
+    if v_until is null or v_until < v_now + p_await then
+        insert into awaited as a (group_id, until_at) values (p_group, v_now + 2 * p_await)
+        on conflict (group_id) do update set until_at = excluded.until_at;
+        v_most := least(p_await, 50000);
+    end if;
+    if p_served is null then
+        return v_most;
+    elsif v_ready or v_due <= v_now then
+        return 0;
+    end if;
+    -- A little later than due, so that the next look finds it due.
+    return least(v_due - v_now + 1000, v_most);
+end $$;
+
 -- Claims the best ready messages of a group. A claim that a crash undoes has not happened: what it
--- took is ready again, and its token is never given again.
+-- took is ready again, and its token is never given again. With p_await, one that gets fewer than
+-- p_max notes that somebody waits: a last row without seq says in lease_until what `look_after` says.
 create function claim(
     p_group text, p_pattern boolean[], p_text text[], p_max integer, p_lease bigint,
-    p_max_deliveries integer
+    p_max_deliveries integer, p_await bigint default null
 ) returns table (
     seq bigint, id uuid, binding integer, token bigint, topic text, body bytea, key text,
     priority smallint, attempts integer, crashes integer, accepted_at bigint, lease_until bigint
@@ -57,17 +105,26 @@ declare
     v_now bigint := (extract(epoch from clock_timestamp()) * 1000000)::bigint;
     v_base bigint;
     v_nothing text;
+    v_found integer;
 begin
-    select s.base into v_base from tokens_since s;
+    -- One look for all, as each statement has its price; also for the usual number of bindings.
+    select s.base, g.id, g.paused, (
+            select array_agg(b.binding) from bindings b
+            where b.group_id = g.id and b.bound and case cardinality(p_text)
+                when 0 then true
+                when 1 then b.pattern = p_pattern[1] and b.text = p_text[1] collate "C"
+            end
+        )
+    into v_base, v_group, v_paused, v_served
+    from groups g left join tokens_since s on true
+    where g.name = p_group and not g.deleted;
+    if v_group is null then
+        v_group := find_group(p_group);
+    end if;
     if v_base is null then
         v_base := new_token_base();
     else
         v_nothing := set_config('synchronous_commit', 'off', true);
-    end if;
-    select g.id, g.paused into v_group, v_paused
-    from groups g where g.name = p_group and not g.deleted;
-    if v_group is null then
-        v_group := find_group(p_group);
     end if;
     if exists (
         select 1 from messages m
@@ -85,14 +142,11 @@ begin
         v_now := (extract(epoch from clock_timestamp()) * 1000000)::bigint;
     end if;
     if v_paused then
-        return;
-    end if;
-    if cardinality(p_text) = 0 then
-        select array_agg(b.binding) into v_served from bindings b
-        where b.group_id = v_group and b.bound;
-    else
+        v_served := null;
+    elsif cardinality(p_text) > 1 then
         v_served := served(v_group, p_pattern, p_text);
     end if;
+    v_found := 0;
     if cardinality(v_served) = 1 then
         return query
         with picked as materialized (
@@ -107,70 +161,46 @@ begin
         from picked where m.seq = picked.seq
         returning m.seq, m.id, m.binding, m.token, m.topic, m.body, m.key, m.priority, m.attempts,
             m.crashes - 1, m.accepted_at, m.due_at;
-        return;
+        get diagnostics v_found = row_count;
+    elsif cardinality(v_served) > 1 then
+        return query
+        with picked as materialized (
+            select x.seq from unnest(v_served) as s (binding)
+            cross join lateral (
+                select m.seq, m.priority from messages m
+                where m.group_id = v_group and m.binding = s.binding and m.state = 0
+                    and m.crashes < p_max_deliveries
+                    and (m.expires_at is null or m.expires_at > v_now)
+                order by m.priority desc, m.seq limit p_max for update skip locked
+            ) x
+            order by x.priority desc, x.seq limit p_max
+        )
+        update messages m
+        set state = 3, token = v_base + nextval('tokens'), crashes = m.crashes + 1,
+            due_at = v_now + p_lease
+        from picked where m.seq = picked.seq
+        returning m.seq, m.id, m.binding, m.token, m.topic, m.body, m.key, m.priority, m.attempts,
+            m.crashes - 1, m.accepted_at, m.due_at;
+        get diagnostics v_found = row_count;
     end if;
-    return query
-    with picked as materialized (
-        select x.seq from unnest(v_served) as s (binding)
-        cross join lateral (
-            select m.seq, m.priority from messages m
-            where m.group_id = v_group and m.binding = s.binding and m.state = 0
-                and m.crashes < p_max_deliveries
-                and (m.expires_at is null or m.expires_at > v_now)
-            order by m.priority desc, m.seq limit p_max for update skip locked
-        ) x
-        order by x.priority desc, x.seq limit p_max
-    )
-    update messages m
-    set state = 3, token = v_base + nextval('tokens'), crashes = m.crashes + 1, due_at = v_now + p_lease
-    from picked where m.seq = picked.seq
-    returning m.seq, m.id, m.binding, m.token, m.topic, m.body, m.key, m.priority, m.attempts,
-        m.crashes - 1, m.accepted_at, m.due_at;
+    if p_await is not null and v_found < p_max then
+        seq := null;
+        lease_until := look_after(v_group, v_served, p_await);
+        return next;
+    end if;
 end $$;
 
--- Says whether a claim may succeed, else after how many microseconds to look again (null = no time
--- is known), and notes that somebody waits. fresh: nobody was known to wait before, so a publish at
--- this very moment may notify nobody.
-create function peek(
-    p_group text, p_pattern boolean[], p_text text[], p_await bigint,
-    out ready boolean, out wait bigint, out fresh boolean
-)
-language plpgsql set search_path from current
-set jit = off set enable_seqscan = off set enable_bitmapscan = off set plan_cache_mode = force_generic_plan as $$
+-- Says what `look_after` says, of bindings by name.
+create function peek(p_group text, p_pattern boolean[], p_text text[], p_await bigint)
+returns bigint
+language plpgsql set search_path from current as $$
 declare
     v_group integer := find_group(p_group);
-    v_served integer[];
-    v_now bigint := now_us();
 begin
-    insert into awaited as a (group_id, until_at) values (v_group, v_now + 2 * p_await)
-    on conflict (group_id) do update set until_at = excluded.until_at
-        where a.until_at < v_now + p_await;
-    fresh := found;
     if exists (select 1 from groups g where g.id = v_group and g.paused) then
-        ready := false;
-        return;
+        return look_after(v_group, null, p_await);
     end if;
-    v_served := served(v_group, p_pattern, p_text);
-    ready := exists (
-        select 1 from unnest(v_served) as s (binding)
-        cross join lateral (
-            select 1 from messages m
-            where m.group_id = v_group and m.binding = s.binding and m.state = 0
-                and (m.expires_at is null or m.expires_at > v_now)
-            limit 1
-        ) x
-    );
-    if ready then
-        return;
-    end if;
-    select least(
-        (select m.due_at from messages m where m.group_id = v_group and m.state >= 2
-            order by m.due_at limit 1),
-        (select m.expires_at from messages m
-            where m.group_id = v_group and m.expires_at is not null and m.state <> 3
-            order by m.expires_at limit 1)
-    ) - v_now into wait;
-    ready := coalesce(wait <= 0, false);
+    return look_after(v_group, served(v_group, p_pattern, p_text), p_await);
 end $$;
 
 -- Extends leases; returns the entries (from 1) whose token is current. A crash may undo it, then the

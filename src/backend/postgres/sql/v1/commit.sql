@@ -41,6 +41,8 @@ language plpgsql set search_path from current
 set jit = off set enable_seqscan = off set enable_bitmapscan = off set plan_cache_mode = force_generic_plan as $$
 declare
     v_channel text := 'eventbus:' || current_schema();
+    -- Takes what functions without a result return: an assignment starts no statement.
+    v_nothing text;
     v_wake text;
     v_done integer[];
     v_rest integer[];
@@ -62,7 +64,7 @@ begin
     lost := '{}';
     results := '{}';
     if p_registry is not null then
-        perform hold_registry(v_channel, p_registry);
+        v_nothing := hold_registry(v_channel, p_registry);
     end if;
     -- A producer's transaction ends with this call; a caller's own may stay open.
     if p_producer is not null and cardinality(n_notify) > 0
@@ -175,18 +177,25 @@ begin
                     c_due, c_ttl) with ordinality
                     as u (g, b, id, topic, body, key, priority, after, due, ttl, n)
             ) c order by c.n;
+            insert into tallies (group_id, accepted)
+            select g, count(*) from unnest(c_group) g group by g;
         else
-            insert into messages (due_at, accepted_at, expires_at, ttl, id, group_id, binding,
-                priority, state, topic, body)
-            select greatest(coalesce(c.due, v_now + c.after), v_now), v_now, v_now + c.ttl, c.ttl,
-                c.id, c.g, c.b, coalesce(c.priority, 0),
-                case when coalesce(c.due, v_now + c.after) > v_now then 2 else 0 end,
-                c.topic, c.body
-            from unnest(c_group, c_binding, c_id, c_topic, c_body, c_priority, c_after, c_due, c_ttl)
-                as c (g, b, id, topic, body, priority, after, due, ttl);
+            with copied as (
+                insert into messages (due_at, accepted_at, expires_at, ttl, id, group_id, binding,
+                    priority, state, topic, body)
+                select greatest(coalesce(c.due, v_now + c.after), v_now), v_now, v_now + c.ttl, c.ttl,
+                    c.id, c.g, c.b, coalesce(c.priority, 0),
+                    case when coalesce(c.due, v_now + c.after) > v_now then 2 else 0 end,
+                    c.topic, c.body
+                from unnest(c_group, c_binding, c_id, c_topic, c_body, c_priority, c_after, c_due, c_ttl)
+                    as c (g, b, id, topic, body, priority, after, due, ttl)
+            )
+            insert into tallies (group_id, accepted)
+            select g, count(*) from unnest(c_group) g group by g
+            union all select 0, v_published where v_published > 0;
+            -- They are counted.
+            v_published := 0;
         end if;
-        insert into tallies (group_id, accepted)
-        select g, count(*) from unnest(c_group) g group by g;
     end if;
     if cardinality(n_id) > 0 then
         insert into large (id, stored_at, body)
@@ -289,10 +298,12 @@ begin
         insert into tallies (group_id, accepted, removed) values (0, v_published, v_duplicates);
     end if;
     if cardinality(p_wake) > 0 then
-        select 'w' || string_agg(a.group_id::text, ',') into v_wake
-        from awaited a where a.group_id = any (p_wake) and a.until_at > v_now;
+        v_wake := (
+            select 'w' || string_agg(a.group_id::text, ',')
+            from awaited a where a.group_id = any (p_wake) and a.until_at > v_now
+        );
         if v_wake is not null then
-            perform pg_notify(v_channel, v_wake);
+            v_nothing := pg_notify(v_channel, v_wake);
         end if;
     end if;
     if p_producer is not null and cardinality(lost) + cardinality(results) > 0 then
