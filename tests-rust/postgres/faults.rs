@@ -286,6 +286,77 @@ async fn behind_a_transaction_pooler_everything_works_by_polling_and_it_is_said(
     assert!(matches!(heard, Some(Broadcast::Frame { body, .. }) if body == "own"));
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn self_tests_of_other_processes_do_not_hide_ones_own() {
+    let fixture = Postgres::shared();
+    let first = Case::new(&fixture).await;
+    let client = fixture.plain().await;
+    let stop = Arc::new(AtomicBool::new(false));
+    let stopped = Arc::clone(&stop);
+    let text = format!(
+        "select pg_notify('eventbus:{}', 't' || n || now()) from generate_series(1, 20) n",
+        fixture.config.schema
+    );
+    let others = tokio::spawn(async move {
+        while !stopped.load(Ordering::Relaxed) {
+            client.batch_execute(&text).await.unwrap();
+        }
+    });
+    for _ in 0..3 {
+        let bus = fixture.backend_unconnected();
+        bus.connect().await.unwrap();
+        assert_eq!(bus.health().state, ConnectionState::Live);
+        bus.close().await.unwrap();
+    }
+    stop.store(true, Ordering::Relaxed);
+    in_time(others).await.unwrap();
+    drop(first);
+}
+
+#[tokio::test]
+async fn tokens_rise_across_a_crash_that_lost_the_newest() {
+    let server = Server::start();
+    let fixture = Postgres::on(&server.address);
+    let case = Case::new(&fixture).await;
+    let group = case.group("g", &[case.on("t")]).await;
+    case.publish_all("t", &["1", "2"]).await;
+    let before = case.one(&group).await.lease;
+    server.kill();
+    server.go();
+    // A claim waits for no disk: a crash may lose it, and the number of its token.
+    let client = fixture.plain().await;
+    let lose = "update messages set state = 0, token = 0; select setval('tokens', 1)";
+    client.batch_execute(lose).await.unwrap();
+    for _ in 0..2 {
+        let after = case.one(&group).await.lease;
+        assert!(after.token > before.token, "{} after {}", after.token, before.token);
+    }
+    let late = case.commit(vec![Op::Settle(before, Outcome::Ack)]).await;
+    assert!(matches!(late, Err(Error::LeaseLost { .. })), "{late:?}");
+}
+
+#[tokio::test]
+async fn who_only_publishes_is_not_notified() {
+    let fixture = Postgres::shared();
+    let case = Case::new(&fixture).await;
+    let client = fixture.plain().await;
+    // What cannot be read is counted by everybody who gets it.
+    let text = format!("select pg_notify('eventbus:{}', 'what?')", fixture.config.schema);
+    client.batch_execute(&text).await.unwrap();
+    case.bus.heard().await.unwrap();
+    assert_eq!(case.bus.health().malformed, 0);
+    let group = case.group("g", &[case.on("t")]).await;
+    let (bus, request) = (case.bus.clone(), case.request(&group, 1));
+    let waiting = tokio::spawn(async move { bus.wait_ready(&request).await });
+    eventually("it never listens", async || {
+        client.batch_execute(&text).await.unwrap();
+        case.bus.health().malformed > 0
+    })
+    .await;
+    case.publish_all("t", &["1"]).await;
+    in_time(waiting).await.unwrap().unwrap();
+}
+
 #[tokio::test]
 async fn a_commit_whose_answer_was_lost_takes_effect_once() {
     let server = Server::start();

@@ -62,6 +62,7 @@ calls! {
     SWEEP_ALL = "sweep_all", "inspect", false, [INT8, INT8];
     FIGURES = "figures", "inspect", false, [];
     MAINTAIN = "maintain", "maintain", false, [INT8, BOOL, INT8, INT8, INT8];
+    DEAD_MESSAGES = "dead_messages", "maintain", false, [];
     AILMENTS = "ailments", "maintain", false, [];
     READ_RECORDS = "read_records", "read", true, [TEXT_ARRAY];
     SCAN_RECORDS = "scan_records", "scan", true, [TEXT, TEXT, TEXT, INT8];

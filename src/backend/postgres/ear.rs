@@ -61,7 +61,9 @@ pub(super) struct Ear {
     pub(super) hearing: watch::Sender<Hearing>,
     pub(super) heartbeat: Duration,
     pub(super) connect_timeout: Duration,
-    /// The last self-test that arrived.
+    /// The last self-test of this ear, and the last one that arrived: those of other processes come
+    /// on the same channel, and must not hide it.
+    pub(super) asked: Mutex<String>,
     pub(super) heard: watch::Sender<String>,
     pub(super) newest: Mutex<HashMap<u128, Stamp, RandomState>>,
 }
@@ -215,6 +217,7 @@ impl Ear {
     async fn self_test(&self) -> Result<bool, String> {
         let nonce = Uuid::new_v4().simple().to_string();
         let channel = self.link.schema.channel();
+        self.asked.lock().clone_from(&nonce);
         let mut heard = self.heard.subscribe();
         let other = self.link.open().await.map_err(|error| error.to_string())?;
         let text = format!("select pg_notify('{channel}', 't{nonce}')");
@@ -258,7 +261,9 @@ impl Ear {
                 });
             }
             Some(Notice::Test(nonce)) => {
-                self.heard.send_replace(nonce);
+                if *self.asked.lock() == nonce {
+                    self.heard.send_replace(nonce);
+                }
             }
         }
     }

@@ -9,7 +9,7 @@ use tokio_postgres::Client;
 use tokio_util::sync::CancellationToken;
 
 use super::claims::Arms;
-use super::calls::{AILMENTS, MAINTAIN, TRIM_KEPT, column};
+use super::calls::{AILMENTS, DEAD_MESSAGES, MAINTAIN, TRIM_KEPT, column};
 use super::committer::{Desk, Inbox};
 use super::connect::Connector;
 use super::ear::{Ear, Hearing};
@@ -33,6 +33,8 @@ use crate::shutdown::Tasks;
 const CLOSE_GRACE: Duration = Duration::from_secs(2);
 /// Of so many rounds of care one is thorough.
 const THOROUGH: u32 = 12;
+/// With so many more dead rows than the last cleaning left, the messages are cleaned again.
+const WORN: i64 = 20_000;
 /// With more dead rows than this, operators are told.
 const MANY_DEAD_ROWS: i64 = 100_000;
 
@@ -108,6 +110,7 @@ impl Live {
             hearing,
             heartbeat: config.net.heartbeat,
             connect_timeout: config.net.connect_timeout,
+            asked: parking_lot::Mutex::default(),
             heard,
             newest: parking_lot::Mutex::default(),
         });
@@ -162,7 +165,7 @@ impl Live {
         });
         let cared = Arc::downgrade(&live);
         link.tasks.spawn(async move {
-            let mut round = 0;
+            let (mut round, mut left) = (0, 0);
             while let Some(live) = cared.upgrade() {
                 let pause = live.sweep;
                 drop(live);
@@ -172,6 +175,7 @@ impl Live {
                     let thorough = round % THOROUGH == 1;
                     // Trouble shows at the next use; care is tried again.
                     let _ = live.maintain(thorough).await;
+                    let _ = live.clean(&mut left).await;
                     if live.registry.get().keeps {
                         let _ = live.pool.call(&TRIM_KEPT, &[], "").await;
                     }
@@ -216,6 +220,29 @@ impl Live {
         done.map(drop).inspect_err(|_| {
             self.published.fetch_add(published, Ordering::Relaxed);
         })
+    }
+
+    /// Removes dead rows of the messages when there are many: claims read past their index entries,
+    /// and autovacuum may come once a minute only. What `left` says stays while a transaction holds it.
+    async fn clean(&self, left: &mut i64) -> Result<()> {
+        if self.dead_messages().await? < left.saturating_add(WORN) {
+            return Ok(());
+        }
+        // On a connection of its own, as it takes as long as it takes. Whoever cleans already, or
+        // autovacuum, is not waited for.
+        let text = "vacuum (skip_locked, truncate off, index_cleanup on) @schema@.messages";
+        let session = self.link.open().await?;
+        let cleaned = session.client().batch_execute(&self.link.schema.sql(text)).await;
+        cleaned.map_err(|error| self.link.connector.failed(&fault::text(&error)))?;
+        *left = self.dead_messages().await?;
+        Ok(())
+    }
+
+    /// Returns how many dead rows the messages have, 0 where this role may not remove them.
+    async fn dead_messages(&self) -> Result<i64> {
+        let rows = self.pool.call(&DEAD_MESSAGES, &[], "").await?;
+        let dead = rows.first().map(|row| column::<Option<i64>>(row, 0)).transpose()?;
+        Ok(dead.flatten().unwrap_or(0))
     }
 
     /// Looks for what makes the server slow, or will.

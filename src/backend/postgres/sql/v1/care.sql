@@ -142,3 +142,10 @@ create function ailments() returns table (dead_rows bigint, queue_usage double p
 language sql volatile set search_path from current as $$
     select pg_stat_get_dead_tuples('messages'::regclass), pg_notification_queue_usage()
 $$;
+
+-- How many dead rows the messages have, as far as this role may remove them; null: it may not.
+create function dead_messages() returns bigint
+language sql volatile set search_path from current as $$
+    select pg_stat_get_dead_tuples(c.oid) from pg_class c
+    where c.oid = 'messages'::regclass and pg_has_role(c.relowner, 'usage')
+$$;
