@@ -182,7 +182,9 @@ pub(super) async fn wait_ready(live: &Arc<Live>, request: &ClaimRequest) -> Resu
         let looked = match armed.take() {
             Some(armed) if armed.wait.count() != armed.seen => return Ok(()),
             // A deleted group's wait is not that of its successor.
-            Some(armed) if Arc::ptr_eq(&armed.wait, &wait) => Ok(armed.pause.map(|pause| pause.saturating_sub(armed.at.elapsed()))),
+            Some(armed) if Arc::ptr_eq(&armed.wait, &wait) => {
+                Ok(armed.pause.map(|pause| pause.saturating_sub(armed.at.elapsed())))
+            }
             _ => look(live, request).await,
         };
         let pause = match looked {

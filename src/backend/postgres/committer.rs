@@ -49,6 +49,8 @@ pub(super) struct Desk {
     pub(super) wakes: Arc<Wakes>,
     /// Messages that were broadcast without writing anything, and are not counted yet.
     pub(super) published: Arc<AtomicI64>,
+    /// Copies that were published or settled since the table was last looked at.
+    pub(super) moved: Arc<AtomicI64>,
     pub(super) dedup_window: i64,
     /// Set when broadcasts go out in the `DataKnobs` wire.
     pub(super) foreign: Option<Arc<Names>>,
@@ -289,6 +291,8 @@ impl Committer {
             self.desk.published.fetch_add(parcel.published, Ordering::Relaxed);
             return Ok((Vec::new(), Vec::new()));
         }
+        let moved = parcel.copies.len() + parcel.acks.len() + parcel.steps.len();
+        self.desk.moved.fetch_add(i64::try_from(moved).unwrap_or(0), Ordering::Relaxed);
         read(&rows).map_err(Fault::Final)
     }
 }

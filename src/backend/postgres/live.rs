@@ -8,8 +8,8 @@ use tokio::sync::watch;
 use tokio_postgres::Client;
 use tokio_util::sync::CancellationToken;
 
-use super::claims::Arms;
 use super::calls::{AILMENTS, DEAD_MESSAGES, MAINTAIN, TRIM_KEPT, column};
+use super::claims::Arms;
 use super::committer::{Desk, Inbox};
 use super::connect::Connector;
 use super::ear::{Ear, Hearing};
@@ -34,7 +34,9 @@ const CLOSE_GRACE: Duration = Duration::from_secs(2);
 /// Of so many rounds of care one is thorough.
 const THOROUGH: u32 = 12;
 /// With so many more dead rows than the last cleaning left, the messages are cleaned again.
-const WORN: i64 = 20_000;
+const WORN: i64 = 10_000;
+/// How often that is looked at, when this process has published or settled as many.
+const CLEANING: Duration = Duration::from_secs(1);
 /// With more dead rows than this, operators are told.
 const MANY_DEAD_ROWS: i64 = 100_000;
 
@@ -63,6 +65,7 @@ pub(super) struct Live {
     pub(super) max_dead: i64,
     max_tombstones: i64,
     published: Arc<AtomicI64>,
+    moved: Arc<AtomicI64>,
     end: CancellationToken,
 }
 
@@ -131,13 +134,14 @@ impl Live {
             kept::retain(&pool, retention).await?;
         }
         registry.refresh(&pool).await?;
-        let published = Arc::new(AtomicI64::new(0));
+        let (published, moved) = (Arc::new(AtomicI64::new(0)), Arc::new(AtomicI64::new(0)));
         let inbox = Inbox::open(Desk {
             link: Arc::clone(link),
             pool: Arc::clone(&pool),
             registry: Arc::clone(&registry),
             wakes: Arc::clone(&wakes),
             published: Arc::clone(&published),
+            moved: Arc::clone(&moved),
             dedup_window: micros(config.dedup_window),
             foreign: outgoing.clone(),
         });
@@ -161,11 +165,12 @@ impl Live {
             max_dead: signed(config.max_dead),
             max_tombstones: signed(config.max_tombstones),
             published,
+            moved,
             end: CancellationToken::new(),
         });
         let cared = Arc::downgrade(&live);
         link.tasks.spawn(async move {
-            let (mut round, mut left) = (0, 0);
+            let mut round = 0;
             while let Some(live) = cared.upgrade() {
                 let pause = live.sweep;
                 drop(live);
@@ -175,13 +180,28 @@ impl Live {
                     let thorough = round % THOROUGH == 1;
                     // Trouble shows at the next use; care is tried again.
                     let _ = live.maintain(thorough).await;
-                    let _ = live.clean(&mut left).await;
                     if live.registry.get().keeps {
                         let _ = live.pool.call(&TRIM_KEPT, &[], "").await;
                     }
                     if thorough {
                         let _ = live.look_for_ailments().await;
                     }
+                }
+            }
+        });
+        let cleaned = Arc::downgrade(&live);
+        link.tasks.spawn(async move {
+            let mut left = 0;
+            while let Some(live) = cleaned.upgrade() {
+                drop(live);
+                tokio::time::sleep(CLEANING).await;
+                match cleaned.upgrade() {
+                    Some(live) if live.moved.load(Ordering::Relaxed) >= WORN => {
+                        live.moved.store(0, Ordering::Relaxed);
+                        // Autovacuum does it otherwise.
+                        let _ = live.clean(&mut left).await;
+                    }
+                    _ => {}
                 }
             }
         });
@@ -299,7 +319,8 @@ impl Live {
         let hearing = self.hearing.borrow().clone();
         if let Hearing::Live(client) = hearing {
             // A connection that does not answer is made again.
-            let _ = tokio::time::timeout(self.link.op_timeout, client.simple_query(statements)).await;
+            let _ =
+                tokio::time::timeout(self.link.op_timeout, client.simple_query(statements)).await;
         }
         self.wakes.set_arriving();
     }

@@ -143,9 +143,10 @@ language sql volatile set search_path from current as $$
     select pg_stat_get_dead_tuples('messages'::regclass), pg_notification_queue_usage()
 $$;
 
--- How many dead rows the messages have, as far as this role may remove them; null: it may not.
+-- How many more dead rows the messages have than are usual beside so many others, which removing them
+-- must read too; null: this role may not remove them.
 create function dead_messages() returns bigint
 language sql volatile set search_path from current as $$
-    select pg_stat_get_dead_tuples(c.oid) from pg_class c
+    select pg_stat_get_dead_tuples(c.oid) - pg_stat_get_live_tuples(c.oid) / 20 from pg_class c
     where c.oid = 'messages'::regclass and pg_has_role(c.relowner, 'usage')
 $$;
