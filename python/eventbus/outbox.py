@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import threading
 from collections import deque
 from dataclasses import dataclass, field
@@ -18,6 +19,8 @@ __all__ = ["Outbox"]
 
 
 _Waiting = tuple[str, object, "PublishOptions"]
+# Most events that share a request.
+_BATCH = 250
 
 
 @dataclass
@@ -76,7 +79,13 @@ class Outbox:
 
     async def _drain(self, lane: _Lane) -> None:
         waiting = lane.waiting
+        alone = 0
         while waiting:
+            together = 0 if alone else self._together(waiting)
+            if together > 1:
+                alone = await self._publish_many(waiting, together)
+                continue
+            alone = max(0, alone - 1)
             topic, event, options = waiting[0]
             try:
                 await self._bus.publish(topic, event, **options)
@@ -90,6 +99,27 @@ class Outbox:
             # Only now: elsewhere a cancelled drain leaves the event for the next one.
             if waiting:
                 waiting.popleft()
+
+    def _together(self, waiting: deque[_Waiting]) -> int:
+        """Return how many of the first share a request: over a server, those without options."""
+        if self._bus.capabilities["in_process"]:
+            return 0
+        first = itertools.islice(waiting, _BATCH)
+        return sum(1 for _ in itertools.takewhile(lambda one: not one[2], first))
+
+    async def _publish_many(self, waiting: deque[_Waiting], count: int) -> int:
+        """Publish the first ones together; returns how many have to be tried one by one."""
+        batch = [(topic, event) for topic, event, _ in itertools.islice(waiting, count)]
+        try:
+            await self._bus.publish_many(batch)
+        except Exception as error:  # noqa: BLE001 - flush raises it
+            if not getattr(error, "outcome_unknown", False):
+                # None was stored: each for itself tells which is to blame.
+                return count
+            self._failures.append(error)
+        for _ in range(min(count, len(waiting))):
+            waiting.popleft()
+        return 0
 
     async def flush(self) -> None:
         """Wait until what this loop, and loops that ended, have buffered is published.

@@ -26,6 +26,11 @@ use crate::topic::Binding;
 /// How long a settlement waits for company at most.
 const LINGER: Duration = Duration::from_millis(1);
 
+/// Claims that follow one another faster than this and bring almost nothing are wasteful.
+const HASTE: Duration = Duration::from_micros(500);
+/// How many of them in a row make the next ones wait.
+const HASTY: u32 = 8;
+
 /// How a consumer claims.
 #[derive(Debug, Clone)]
 pub struct ConsumeOptions {
@@ -594,15 +599,50 @@ async fn keep_leases(consumer: Weak<Consumer>, lease: Duration) {
     }
 }
 
+/// Lets messages gather while they come one by one and fast: a claim for each costs the server more
+/// than handling it, and a millisecond is little at such a rate. Rare messages never wait, nor does
+/// a backlog.
+#[derive(Debug, Default)]
+struct Pace {
+    last: Option<Instant>,
+    hasty: u32,
+    /// Whether the last claim filled the slots: more may be there.
+    full: bool,
+}
+
+impl Pace {
+    /// Waits, if the last claims were too hasty.
+    async fn wait(&self) {
+        if self.hasty >= HASTY && !self.full {
+            tokio::time::sleep(LINGER).await;
+        }
+    }
+
+    /// Takes note of what a claim for `free` slots that began at `start` brought.
+    fn found(&mut self, start: Instant, free: usize, count: usize) {
+        let quick = self.last.is_some_and(|last| start.duration_since(last) < HASTE);
+        self.last = Some(start);
+        self.full = count >= free;
+        self.hasty = match count {
+            // Nothing gathered: not that fast any more.
+            0 | 1 if self.hasty >= HASTY && !self.full => 0,
+            _ if self.hasty >= HASTY || count == 0 => self.hasty,
+            1 | 2 if quick && !self.full => self.hasty + 1,
+            _ => 0,
+        };
+    }
+}
+
 /// Claims ahead while slots are free, on a broker.
 async fn claim_ahead(consumer: Weak<Consumer>) {
     let mut troubles = 0;
+    let mut pace = Pace::default();
     loop {
         let Some(consumer) = consumer.upgrade() else { return };
         let stopped = consumer.stopped.clone();
         let result = tokio::select! {
             () = stopped.cancelled() => return,
-            result = claim_once(&consumer) => result,
+            result = claim_once(&consumer, &mut pace) => result,
         };
         match result {
             Ok(()) => troubles = 0,
@@ -618,9 +658,12 @@ async fn claim_ahead(consumer: Weak<Consumer>) {
 }
 
 /// Waits for free slots and claims for them; when nothing is there, waits for that.
-async fn claim_once(consumer: &Consumer) -> Result<()> {
+async fn claim_once(consumer: &Consumer, pace: &mut Pace) -> Result<()> {
     consumer.wait_free().await;
+    pace.wait().await;
+    let start = Instant::now();
     let (claimed, asked) = consumer.claim_free().await?;
+    pace.found(start, asked, claimed);
     let backend = &consumer.bus.backend;
     if claimed == 0 || (claimed < asked && backend.waits_behind_short_claims()) {
         backend.wait_ready(&consumer.claim).await?;

@@ -236,9 +236,11 @@ async def test_a_cancelled_publish_is_whole_or_absent_in_every_group(
         task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await task
+    # One that was cancelled on its way is committed before what follows it.
+    await bus.publish(topic, "last")
     counts = [(await figures(bus, name))["ready"] for name in groups]
     assert len(set(counts)) == 1
-    assert counts[0] <= 200
+    assert counts[0] <= 201
 
 
 async def test_buffered_publishes_arrive_in_order_after_flush(

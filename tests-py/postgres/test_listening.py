@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import psycopg
 
 from eventbus import Bus
@@ -18,6 +20,16 @@ def broadcasts(client: psycopg.Connection[object]) -> int:
             return found
         found += notice.payload.startswith("b")
     raise AssertionError("its own notification never came")
+
+
+async def test_many_that_connect_at_once_do_not_take_the_server_for_a_pooler(
+    make_bus: MakeBus,
+) -> None:
+    buses = await asyncio.gather(*(make_bus() for _ in range(20)))
+    for bus in buses:
+        figures = await bus.health()
+        assert figures["state"] == "live"
+        assert not [one for one in figures["warnings"] if "pooler" in one]
 
 
 async def test_broadcasts_are_sent_only_while_somebody_listens(

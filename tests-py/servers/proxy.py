@@ -8,6 +8,7 @@ import socket
 import struct
 import threading
 import time
+import weakref
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -87,6 +88,7 @@ class FaultProxy:
         self._target = (host, port)
         self._begin = time.monotonic()
         self._connections: set[_Connection] = set()
+        self._writers: weakref.WeakSet[asyncio.StreamWriter] = weakref.WeakSet()
         self._numbers = 0
         self._refusing = False
         self._drop = 0.0
@@ -205,6 +207,10 @@ class FaultProxy:
             for task in left:
                 task.cancel()
             await asyncio.gather(*left, return_exceptions=True)
+            # Also those whose task never began, and those that still had something to write.
+            for writer in list(self._writers):
+                writer.transport.abort()
+            await asyncio.sleep(0)
 
         self._run(end())
         self._loop.call_soon_threadsafe(self._loop.stop)
@@ -228,7 +234,15 @@ class FaultProxy:
         self._ways = {"up": _Way(), "down": _Way()}
         for one in self._ways.values():
             one.open.set()
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        serving = set[asyncio.Task[None]]()
+
+        def accepted(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            self._writers.add(writer)
+            task = self._loop.create_task(self._serve(reader, writer))
+            serving.add(task)
+            task.add_done_callback(serving.discard)
+
+        self._server = await asyncio.start_server(accepted, "127.0.0.1", 0)
         return int(self._server.sockets[0].getsockname()[1])
 
     def _note(self, connection: int, what: str, detail: str = "") -> None:
@@ -247,6 +261,7 @@ class FaultProxy:
             self._note(number, "refuse", str(error))
             _reset(writer)
             return
+        self._writers.add(to_server)
         connection = _Connection(number, writer, to_server)
         for one in (writer, to_server):
             one.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

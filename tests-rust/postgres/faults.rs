@@ -286,33 +286,6 @@ async fn behind_a_transaction_pooler_everything_works_by_polling_and_it_is_said(
     assert!(matches!(heard, Some(Broadcast::Frame { body, .. }) if body == "own"));
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn self_tests_of_other_processes_do_not_hide_ones_own() {
-    let fixture = Postgres::shared();
-    let first = Case::new(&fixture).await;
-    let client = fixture.plain().await;
-    let stop = Arc::new(AtomicBool::new(false));
-    let stopped = Arc::clone(&stop);
-    let text = format!(
-        "select pg_notify('eventbus:{}', 't' || n || now()) from generate_series(1, 20) n",
-        fixture.config.schema
-    );
-    let others = tokio::spawn(async move {
-        while !stopped.load(Ordering::Relaxed) {
-            client.batch_execute(&text).await.unwrap();
-        }
-    });
-    for _ in 0..3 {
-        let bus = fixture.backend_unconnected();
-        bus.connect().await.unwrap();
-        assert_eq!(bus.health().state, ConnectionState::Live);
-        bus.close().await.unwrap();
-    }
-    stop.store(true, Ordering::Relaxed);
-    in_time(others).await.unwrap();
-    drop(first);
-}
-
 #[tokio::test]
 async fn tokens_rise_across_a_crash_that_lost_the_newest() {
     let server = Server::start();

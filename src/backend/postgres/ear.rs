@@ -61,10 +61,8 @@ pub(super) struct Ear {
     pub(super) hearing: watch::Sender<Hearing>,
     pub(super) heartbeat: Duration,
     pub(super) connect_timeout: Duration,
-    /// The last self-test of this ear, and the last one that arrived: those of other processes come
-    /// on the same channel, and must not hide it.
-    pub(super) asked: Mutex<String>,
-    pub(super) heard: watch::Sender<String>,
+    /// The self-test that is under way; empty once it has arrived.
+    pub(super) awaited: watch::Sender<String>,
     pub(super) newest: Mutex<HashMap<u128, Stamp, RandomState>>,
 }
 
@@ -217,8 +215,8 @@ impl Ear {
     async fn self_test(&self) -> Result<bool, String> {
         let nonce = Uuid::new_v4().simple().to_string();
         let channel = self.link.schema.channel();
-        self.asked.lock().clone_from(&nonce);
-        let mut heard = self.heard.subscribe();
+        self.awaited.send_replace(nonce.clone());
+        let mut awaited = self.awaited.subscribe();
         let other = self.link.open().await.map_err(|error| error.to_string())?;
         let text = format!("select pg_notify('{channel}', 't{nonce}')");
         let told = timeout(self.connect_timeout, other.client().batch_execute(&text)).await;
@@ -227,7 +225,7 @@ impl Ear {
             Ok(Err(error)) => return Err(fault::text(&error)),
             Err(_) => return Err(format!("no answer to NOTIFY within {:?}", self.connect_timeout)),
         }
-        let arrived = timeout(SELF_TEST, heard.wait_for(|last| *last == nonce)).await;
+        let arrived = timeout(SELF_TEST, awaited.wait_for(String::is_empty)).await;
         Ok(arrived.is_ok())
     }
 
@@ -261,9 +259,14 @@ impl Ear {
                 });
             }
             Some(Notice::Test(nonce)) => {
-                if *self.asked.lock() == nonce {
-                    self.heard.send_replace(nonce);
-                }
+                // Those of other processes come on the same channel.
+                self.awaited.send_if_modified(|awaited| {
+                    let is_own = *awaited == nonce;
+                    if is_own {
+                        awaited.clear();
+                    }
+                    is_own
+                });
             }
         }
     }

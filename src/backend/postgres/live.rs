@@ -97,7 +97,7 @@ impl Live {
         let registry = Arc::new(Cache::default());
         let feeds = Arc::new(Feeds::default());
         let wakes = Arc::new(Wakes::default());
-        let (hearing, heard) = (watch::Sender::new(Hearing::Deaf), watch::Sender::default());
+        let (hearing, awaited) = (watch::Sender::new(Hearing::Deaf), watch::Sender::default());
         let mut waiting = hearing.subscribe();
         let texts = Arc::new(Names::new(&config.channel_prefix, texts));
         let (unneeded, over) = tokio::sync::mpsc::unbounded_channel();
@@ -113,8 +113,7 @@ impl Live {
             hearing,
             heartbeat: config.net.heartbeat,
             connect_timeout: config.net.connect_timeout,
-            asked: parking_lot::Mutex::default(),
-            heard,
+            awaited,
             newest: parking_lot::Mutex::default(),
         });
         link.tasks.spawn(Arc::clone(&ear).tend(over));

@@ -60,7 +60,9 @@ impl Session {
     /// Connects; everything is ready when it returns.
     pub(super) async fn open(config: RedisConfig, dialer: Arc<Dialer>) -> Result<Arc<Self>> {
         let prefix = script_prefix(&config);
-        let process = uuid::Uuid::new_v4().simple().to_string();
+        // It stands in every claim: 64 random bits are enough, and short.
+        let mut process = uuid::Uuid::new_v4().simple().to_string();
+        process.truncate(16);
         let status = Arc::new(Status::default());
         let commands = Arc::new(Link::new("command connection", Arc::clone(&status)));
         let pushes = Arc::new(Link::new("pub/sub connection", Arc::clone(&status)));
