@@ -309,6 +309,30 @@ async fn tokens_rise_across_a_crash_that_lost_the_newest() {
 }
 
 #[tokio::test]
+async fn dead_rows_of_a_busy_queue_are_removed() {
+    // Autovacuum would hide what the bus does.
+    let server = Server::with("-c fsync=off -c autovacuum=off");
+    let fixture = Postgres::on(&server.address);
+    let case = Case::new(&fixture).await;
+    let group = case.group("g", &[case.on("t")]).await;
+    let all = async |ops: Vec<Op>| {
+        let batch = ops.into_iter().map(|op| Transaction { ops: vec![op] }).collect();
+        assert!(case.bus.commit(batch).await.iter().all(Result::is_ok));
+    };
+    let client = fixture.plain().await;
+    let find =
+        "select vacuum_count > 0 from pg_stat_user_tables where relid = 'messages'::regclass";
+    eventually("never cleaned", async || {
+        all((0..1_000).map(|_| Op::Publish(case.message("t", "m"))).collect()).await;
+        let claimed = case.claim(&group, 1_000).await;
+        assert_eq!(claimed.len(), 1_000);
+        all(claimed.into_iter().map(|one| Op::Settle(one.lease, Outcome::Ack)).collect()).await;
+        client.query_one(find, &[]).await.unwrap().get::<_, bool>(0)
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn who_only_publishes_is_not_notified() {
     let fixture = Postgres::shared();
     let case = Case::new(&fixture).await;
