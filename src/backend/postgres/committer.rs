@@ -11,7 +11,7 @@ use uuid::Uuid;
 use super::calls;
 use super::fault::Fault;
 use super::foreign::Names;
-use super::link::{Link, pause};
+use super::link::{Link, pause_before};
 use super::parcel::{Item, Parcel};
 use super::pool::Pool;
 use super::registry::{Cache, Registry};
@@ -246,12 +246,11 @@ impl Committer {
                 }
             };
             // At once at first: mostly a connection was lost while it was idle.
-            let pause = pause(attempt, LONGEST_PAUSE);
-            attempt += 1;
-            if Instant::now() + pause >= deadline {
+            let Some(pause) = pause_before(deadline, attempt, LONGEST_PAUSE) else {
                 self.desk.link.note(&said);
                 return Err((count, self.desk.link.timeout("commit", true)));
-            }
+            };
+            attempt += 1;
             tokio::time::sleep(pause).await;
         }
     }

@@ -127,11 +127,12 @@ impl Link {
                 }
             };
             attempt += 1;
-            let pause = pause(attempt, LONGEST_PAUSE);
-            if Instant::now() + pause >= deadline || !matches!(error, Error::Connect { .. }) {
-                return Err(error);
+            match pause_before(deadline, attempt, LONGEST_PAUSE) {
+                Some(pause) if matches!(error, Error::Connect { .. }) => {
+                    tokio::time::sleep(pause).await;
+                }
+                _ => return Err(error),
             }
-            tokio::time::sleep(pause).await;
         }
     }
 
@@ -167,10 +168,18 @@ impl Link {
 
 /// Returns a pause after so many attempts that failed before the last one: none at first, then one
 /// with full jitter that grows.
-pub(super) fn pause(attempt: u32, longest: Duration) -> Duration {
+fn pause(attempt: u32, longest: Duration) -> Duration {
     if attempt == 0 {
         return Duration::ZERO;
     }
     let bound = Duration::from_millis(50) * 2u32.saturating_pow(attempt.min(12));
     rand::rng().random_range(Duration::from_millis(1)..=bound.min(longest))
+}
+
+/// As [`pause`], but short enough for one more attempt before the deadline; `None` when there is no
+/// time for another.
+pub(super) fn pause_before(deadline: Instant, attempt: u32, longest: Duration) -> Option<Duration> {
+    const LAST: Duration = Duration::from_millis(10);
+    let left = deadline.saturating_duration_since(Instant::now());
+    (left > LAST * 2).then(|| pause(attempt, longest).min(left.saturating_sub(LAST)))
 }

@@ -9,7 +9,7 @@ use tokio_postgres::Row;
 
 use super::calls::Call;
 use super::fault::Fault;
-use super::link::{Link, pause};
+use super::link::{Link, pause_before};
 use super::session::{Argument, Session};
 use crate::error::{Error, Result};
 
@@ -75,10 +75,9 @@ impl Pool {
                 Fault::Final(error) => return Err(error),
             };
             // At once at first: mostly a connection was lost while it was idle.
-            let pause = pause(attempt, self.link.op_timeout / 8);
-            if Instant::now() + pause >= deadline {
+            let Some(pause) = pause_before(deadline, attempt, self.link.op_timeout / 8) else {
                 return Err(self.link.connector.failed(&said));
-            }
+            };
             attempt += 1;
             tokio::time::sleep(pause).await;
         }
