@@ -44,7 +44,7 @@ async def check_image(image: PostgresServer, known: Verdict) -> None:
                     lease=5.0,
                 )
             for group in again:
-                figures = await drained(bus, group, 15)
+                figures = await drained(bus, group, 15 + len(known.ok) / 1_000)
                 assert figures["acked"] == figures["accepted"], figures
                 assert figures["dead"] == 0
             assert not set(known.ok) - set(again[KEPT]), "accepted, and not there any more"
@@ -78,7 +78,7 @@ async def test_a_crash_image_has_everything_that_was_acknowledged(
             load.stop()
             await loading
             # Standing still for a moment, as the server did, loses nothing either.
-            await drained(bus, WORKED, 15)
+            await drained(bus, WORKED, 15 + len(judge(tmp_path).ok) / 500)
         verdict = judge(tmp_path)
         assert not verdict.lost, str(verdict)
         assert not verdict.failed, str(verdict)
