@@ -82,6 +82,8 @@ struct State {
     ready_wakers: Vec<Waker>,
     /// Settlements under way, those that wait for company included.
     settling: usize,
+    /// Whether a claim ahead is under way.
+    claiming: bool,
     /// Settlements that wait for company.
     lingering: Vec<(Lease, Outcome)>,
     /// Why the task that claims ahead has ended.
@@ -371,13 +373,24 @@ impl Consumer {
         self.freed.notify_one();
     }
 
+    /// Waits until no claim is under way, but not for a server that does not answer.
+    async fn wait_claimed(&self) {
+        let claimed = self.wait_until(|state| !state.claiming);
+        let _ = tokio::time::timeout(Duration::from_secs(1), claimed).await;
+    }
+
     /// Waits until no settlement is under way.
     async fn wait_settled(&self) {
+        self.wait_until(|state| state.settling == 0).await;
+    }
+
+    /// Waits for what a settlement or claim that ends may bring about.
+    async fn wait_until(&self, holds: impl Fn(&State) -> bool) {
         loop {
             let settled = self.settled.notified();
             tokio::pin!(settled);
             settled.as_mut().enable();
-            if self.state.lock().settling == 0 {
+            if holds(&self.state.lock()) {
                 return;
             }
             settled.await;
@@ -495,6 +508,7 @@ impl Consumer {
     /// As for [`Consumer::stop`].
     pub async fn release(&self) -> Result<()> {
         self.stop().await?;
+        self.wait_claimed().await;
         self.wait_settled().await;
         let held = self.state.lock().held.keys().copied().collect();
         self.give_back(held).await
@@ -639,11 +653,10 @@ async fn claim_ahead(consumer: Weak<Consumer>) {
     let mut pace = Pace::default();
     loop {
         let Some(consumer) = consumer.upgrade() else { return };
-        let stopped = consumer.stopped.clone();
-        let result = tokio::select! {
-            () = stopped.cancelled() => return,
-            result = claim_once(&consumer, &mut pace) => result,
-        };
+        let result = claim_once(&consumer, &mut pace).await;
+        if consumer.stopped.is_cancelled() {
+            return;
+        }
         match result {
             Ok(()) => troubles = 0,
             Err(error) if error.is_retryable() => {
@@ -657,16 +670,50 @@ async fn claim_ahead(consumer: Weak<Consumer>) {
     }
 }
 
-/// Waits for free slots and claims for them; when nothing is there, waits for that.
+/// Waits for free slots and claims for them; when nothing is there, waits for that. A stop ends the
+/// waits, but never a claim: what it brings would be gone until its lease ends.
 async fn claim_once(consumer: &Consumer, pace: &mut Pace) -> Result<()> {
-    consumer.wait_free().await;
-    pace.wait().await;
+    let wait = async {
+        consumer.wait_free().await;
+        pace.wait().await;
+    };
+    tokio::select! {
+        () = consumer.stopped.cancelled() => return Ok(()),
+        () = wait => {}
+    }
     let start = Instant::now();
+    let Some(claiming) = Claiming::begin(consumer) else { return Ok(()) };
     let (claimed, asked) = consumer.claim_free().await?;
+    drop(claiming);
     pace.found(start, asked, claimed);
     let backend = &consumer.bus.backend;
     if claimed == 0 || (claimed < asked && backend.waits_behind_short_claims()) {
-        backend.wait_ready(&consumer.claim).await?;
+        tokio::select! {
+            () = consumer.stopped.cancelled() => {}
+            waited = backend.wait_ready(&consumer.claim) => waited?,
+        }
     }
     Ok(())
+}
+
+/// A claim under way, which a release waits for.
+struct Claiming<'a>(&'a Consumer);
+
+impl<'a> Claiming<'a> {
+    /// Begins one, unless the consumer was stopped.
+    fn begin(consumer: &'a Consumer) -> Option<Self> {
+        let mut state = consumer.state.lock();
+        if state.closed {
+            return None;
+        }
+        state.claiming = true;
+        Some(Self(consumer))
+    }
+}
+
+impl Drop for Claiming<'_> {
+    fn drop(&mut self) {
+        self.0.state.lock().claiming = false;
+        self.0.settled.notify_waiters();
+    }
 }
