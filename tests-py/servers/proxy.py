@@ -8,7 +8,6 @@ import socket
 import struct
 import threading
 import time
-import weakref
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -88,7 +87,7 @@ class FaultProxy:
         self._target = (host, port)
         self._begin = time.monotonic()
         self._connections: set[_Connection] = set()
-        self._writers: weakref.WeakSet[asyncio.StreamWriter] = weakref.WeakSet()
+        self._transports: list[asyncio.WriteTransport] = []
         self._numbers = 0
         self._refusing = False
         self._drop = 0.0
@@ -208,9 +207,11 @@ class FaultProxy:
                 task.cancel()
             await asyncio.gather(*left, return_exceptions=True)
             # Also those whose task never began, and those that still had something to write.
-            for writer in list(self._writers):
-                writer.transport.abort()
-            await asyncio.sleep(0)
+            for transport in self._transports:
+                transport.abort()
+            # They close their sockets in the next turn of the loop.
+            for _ in range(3):
+                await asyncio.sleep(0)
 
         self._run(end())
         self._loop.call_soon_threadsafe(self._loop.stop)
@@ -237,7 +238,7 @@ class FaultProxy:
         serving = set[asyncio.Task[None]]()
 
         def accepted(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            self._writers.add(writer)
+            self._transports.append(writer.transport)
             task = self._loop.create_task(self._serve(reader, writer))
             serving.add(task)
             task.add_done_callback(serving.discard)
@@ -261,7 +262,7 @@ class FaultProxy:
             self._note(number, "refuse", str(error))
             _reset(writer)
             return
-        self._writers.add(to_server)
+        self._transports.append(to_server.transport)
         connection = _Connection(number, writer, to_server)
         for one in (writer, to_server):
             one.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

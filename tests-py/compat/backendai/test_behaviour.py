@@ -244,7 +244,8 @@ async def test_b23_events_without_a_dispatcher_wait_for_the_next_one(world: Worl
     one.consume("e", None, seen)
     two.consume("e", None, seen)
     await seen.count(51)
-    assert [call[3] for call in seen] == list(range(51))
+    # Two that take turns keep no order between them.
+    assert sorted(call[3] for call in seen) == list(range(51))
 
 
 async def test_b24_no_replay_for_a_late_subscriber(world: World) -> None:
