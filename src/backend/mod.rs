@@ -638,12 +638,6 @@ pub trait Backend: Send + Sync + std::fmt::Debug {
     /// never stale towards `false` for a group declared in this process.
     fn has_queue(&self, topic: &str) -> bool;
 
-    /// Whether a claim that got fewer than it asked for found out what the wait that follows needs to
-    /// know, so that another claim first would be a round trip for nothing.
-    fn waits_behind_short_claims(&self) -> bool {
-        false
-    }
-
     /// Applies transactions, each atomic and independent of the others, in order.
     async fn commit(&self, batch: Vec<Transaction>) -> Vec<Result<Committed>>;
 

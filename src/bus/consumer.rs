@@ -687,7 +687,7 @@ async fn claim_once(consumer: &Consumer, pace: &mut Pace) -> Result<()> {
     drop(claiming);
     pace.found(start, asked, claimed);
     let backend = &consumer.bus.backend;
-    if claimed == 0 || (claimed < asked && backend.waits_behind_short_claims()) {
+    if claimed == 0 {
         tokio::select! {
             () = consumer.stopped.cancelled() => {}
             waited = backend.wait_ready(&consumer.claim) => waited?,

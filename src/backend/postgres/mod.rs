@@ -210,10 +210,6 @@ impl Backend for PostgresBackend {
         self.live().is_ok_and(|live| live.registry.get().has_match(topic))
     }
 
-    fn waits_behind_short_claims(&self) -> bool {
-        true
-    }
-
     async fn commit(&self, batch: Vec<Transaction>) -> Vec<Result<Committed>> {
         let live = match self.live() {
             Ok(live) => live,
