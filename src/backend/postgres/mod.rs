@@ -388,7 +388,7 @@ async fn listen(
     let late = || live.link.timeout("listen", false);
     let needed = live.channels.want(&request, near);
     live.wakes.need();
-    let _turn = match tokio::time::timeout_at(deadline, live.channels.turn.read()).await {
+    let turn = match tokio::time::timeout_at(deadline, live.channels.turn.read()).await {
         Ok(turn) => turn,
         Err(_) => return Err(late()),
     };
@@ -402,6 +402,8 @@ async fn listen(
             Err(_) => return Err(late()),
         };
         let Hearing::Live(client) = found else {
+            // It takes a turn of its own, behind whoever waits to end a subscription.
+            drop(turn);
             return kept::poll(live, &request).await;
         };
         // What was published before arrives before this answer, so it is not heard.
