@@ -194,12 +194,14 @@ class FaultProxy:
             return
 
         async def end() -> None:
-            self._server.close()
             own = asyncio.current_task()
-            left = [task for task in asyncio.all_tasks() if task is not own]
-            # What was accepted and has no transport yet could not be closed.
-            accepting = [task for task in left if "_accept" in repr(task.get_coro())]
-            await asyncio.gather(*accepting, return_exceptions=True)
+            # What was accepted and has no transport yet cannot be closed, and gets none after the
+            # server has closed: its socket would leak.
+            while accepting := [
+                task for task in asyncio.all_tasks() if "_accept" in repr(task.get_coro())
+            ]:
+                await asyncio.gather(*accepting, return_exceptions=True)
+            self._server.close()
             for connection in list(self._connections):
                 self._close(connection, "rst")
             left = [task for task in asyncio.all_tasks() if task is not own]
