@@ -197,11 +197,7 @@ impl CoreDelivery {
     fn settle(&self, outcome: Outcome) -> PyResult<Option<Pending>> {
         self.origin.check()?;
         if !self.settlement.moves(OPEN, UNDER_WAY) {
-            return Err(Error::LeaseLost {
-                group: self.delivery.lease.group.to_string(),
-                token: self.delivery.lease.token,
-            }
-            .into());
+            return Err(self.delivery.lease.lost().into());
         }
         let (consumer, token) = (Arc::clone(&self.consumer), self.delivery.lease.token);
         let in_process = consumer.bus().backend().in_process().is_some();

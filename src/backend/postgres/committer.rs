@@ -17,7 +17,6 @@ use super::pool::Pool;
 use super::registry::{Cache, Registry};
 use super::send::Sender;
 use super::session::Session;
-use super::step::weight;
 use super::wake::Wakes;
 use crate::backend::{Committed, Op, Transaction};
 use crate::error::{Error, Result};
@@ -81,7 +80,7 @@ impl Inbox {
         let count = transactions.len();
         let failed = |error: Error| vec![Err(error); count];
         let deadline = Instant::now() + self.link.op_timeout;
-        let units: usize = transactions.iter().map(|tx| 1 + weight(tx) / 1024).sum();
+        let units: usize = transactions.iter().map(|tx| 1 + tx.weight() / 1024).sum();
         let units = u32::try_from(units).unwrap_or(BUFFER).min(BUFFER);
         let room = Arc::clone(&self.room).acquire_many_owned(units);
         let room = match tokio::time::timeout_at(deadline, room).await {

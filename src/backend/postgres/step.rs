@@ -7,8 +7,7 @@ use uuid::Uuid;
 
 use super::micros;
 use super::wire::Packer;
-use crate::backend::{DeadReason, Due, Lease, Message, Op, Outcome, Transaction, cut_error};
-use crate::error::Error;
+use crate::backend::{DeadReason, Due, Lease, Message, Outcome, cut_error};
 
 /// One step of a whole transaction; what does not apply is none.
 #[derive(Debug, Default)]
@@ -132,10 +131,6 @@ fn reason_number(reason: DeadReason) -> i16 {
     }
 }
 
-pub(super) fn lost(lease: &Lease) -> Error {
-    Error::LeaseLost { group: lease.group.as_ref().to_owned(), token: lease.token }
-}
-
 pub(super) fn heard(message: &Message) -> bool {
     message.broadcast && message.due == Due::Now
 }
@@ -152,14 +147,4 @@ pub(super) fn due(message: &Message) -> (Option<i64>, Option<i64>) {
 /// No token or version is beyond the server's integers, so one that is equals none of them.
 pub(super) fn signed(number: u64) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)
-}
-
-/// Returns about how many bytes a transaction is on the wire.
-pub(super) fn weight(transaction: &Transaction) -> usize {
-    let weigh = |op: &Op| match op {
-        Op::Publish(message) => 100 + message.body.len(),
-        Op::Put { value, .. } => 100 + value.len(),
-        Op::Settle(..) | Op::Delete { .. } => 100,
-    };
-    transaction.ops.iter().map(weigh).sum()
 }
