@@ -11,7 +11,7 @@ use uuid::Uuid;
 use super::calls;
 use super::fault::Fault;
 use super::foreign::Names;
-use super::link::{Link, pause_before};
+use super::link::{LONGEST_PAUSE, Link, pause_before};
 use super::parcel::{Item, Parcel};
 use super::pool::Pool;
 use super::registry::{Cache, Registry};
@@ -25,8 +25,6 @@ use crate::error::{Error, Result};
 const BUFFER: u32 = 65_536;
 /// Most calls that are taken at once.
 const MOST_CALLS: usize = 4_096;
-/// Longest pause before a parcel is sent again.
-const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
 /// One call of `commit`.
 #[derive(Debug)]
@@ -112,12 +110,6 @@ struct Committer {
     /// The number of the last parcel.
     number: u64,
     session: Option<Box<Session>>,
-}
-
-impl std::fmt::Debug for Session {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Session")
-    }
 }
 
 impl Committer {
