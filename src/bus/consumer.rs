@@ -684,11 +684,10 @@ async fn claim_once(consumer: &Consumer, pace: &mut Pace) -> Result<()> {
     let (claimed, asked) = consumer.claim_free().await?;
     drop(claiming);
     pace.found(start, asked, claimed);
-    let backend = &consumer.bus.backend;
     if claimed == 0 {
         tokio::select! {
             () = consumer.stopped.cancelled() => {}
-            waited = backend.wait_ready(&consumer.claim) => waited?,
+            waited = consumer.bus.backend.wait_ready(&consumer.claim) => waited?,
         }
     }
     Ok(())

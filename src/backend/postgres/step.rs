@@ -105,7 +105,7 @@ pub(super) fn settle<'a>(lease: &'a Lease, outcome: &'a Outcome, group: Option<i
         }
         Outcome::Dead { reason, error } => Step {
             outcome: Some(2),
-            priority: Some(reason_number(*reason)),
+            priority: reason_number(*reason),
             error: storable(error),
             ..step
         },
@@ -120,15 +120,25 @@ fn storable(error: &str) -> Option<Cow<'_, str>> {
     Some(if fits { error.into() } else { cut_error(error.replace('\0', "\u{2400}")).into() })
 }
 
-fn reason_number(reason: DeadReason) -> i16 {
-    match reason {
-        DeadReason::Failed => 0,
-        DeadReason::Rejected => 1,
-        DeadReason::Crashed => 2,
-        DeadReason::Undecodable => 3,
-        DeadReason::UnknownTask => 4,
-        DeadReason::Expired => 5,
-    }
+/// The reasons by the numbers they are stored as.
+const REASONS: [DeadReason; 6] = [
+    DeadReason::Failed,
+    DeadReason::Rejected,
+    DeadReason::Crashed,
+    DeadReason::Undecodable,
+    DeadReason::UnknownTask,
+    DeadReason::Expired,
+];
+
+fn reason_number(reason: DeadReason) -> Option<i16> {
+    let number = REASONS.iter().position(|one| *one == reason);
+    number.and_then(|number| number.try_into().ok())
+}
+
+/// Returns the reason that a number stands for; one of a newer version says the least.
+pub(super) fn reason(number: i16) -> DeadReason {
+    let known = usize::try_from(number).ok().and_then(|number| REASONS.get(number));
+    known.copied().unwrap_or(DeadReason::Rejected)
 }
 
 pub(super) fn heard(message: &Message) -> bool {
