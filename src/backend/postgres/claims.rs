@@ -35,7 +35,7 @@ fn text(binding: &Binding) -> &str {
     }
 }
 
-/// What a claim that got fewer than it asked for said of the wait that follows.
+/// What a claim that got nothing said of the wait that follows.
 #[derive(Debug)]
 struct Armed {
     wait: Arc<Wait>,
@@ -119,11 +119,11 @@ async fn take(live: &Live, request: &ClaimRequest) -> Result<Vec<Delivery>> {
     let arguments: [Argument<'_>; 7] =
         [&group, &patterns, &texts, &max, &lease, &max_deliveries, &sweep];
     let mut rows = live.pool.call(&CLAIM, &arguments, group).await?;
-    let is_short = match rows.last() {
+    let is_empty = match rows.last() {
         Some(row) => column::<Option<i64>>(row, 0)?.is_none(),
         None => false,
     };
-    if let Some((row, wait)) = rows.pop_if(|_| is_short).zip(wait) {
+    if let Some((row, wait)) = rows.pop_if(|_| is_empty).zip(wait) {
         live.armed.arm(request, Armed { wait, seen, pause: pause(&row, 11)?, at: Instant::now() });
     }
     if !rows.is_empty() {
