@@ -135,10 +135,16 @@ fn resolve(waiter: &Bound<'_, PyAny>) -> PyResult<()> {
     Ok(())
 }
 
+/// A loop and the queue of its mailbox, of which it owns neither.
+struct Known {
+    forks: u32,
+    event_loop: Py<PyWeakrefReference>,
+    queue: Weak<Queue>,
+}
+
 thread_local! {
-    /// The loop that this thread ran last, with the fork count, and its queue; it owns neither.
-    static LAST: RefCell<Option<(u32, Py<PyWeakrefReference>, Weak<Queue>)>> =
-        const { RefCell::new(None) };
+    /// The loop that this thread ran last.
+    static LAST: RefCell<Option<Known>> = const { RefCell::new(None) };
 }
 
 impl Mailbox {
@@ -148,9 +154,10 @@ impl Mailbox {
         // The fork count is part of each entry: a child must not share its parent's eventfd.
         let forks = runtime::forks();
         let last = LAST.with_borrow(|last| match last {
-            Some((made_at, weak, queue)) if *made_at == forks => {
-                let is_same = weak.bind(py).upgrade().is_some_and(|one| one.is(event_loop));
-                is_same.then(|| Weak::clone(queue))
+            Some(known) if known.forks == forks => {
+                let before = known.event_loop.bind(py).upgrade();
+                let is_same = before.is_some_and(|before| before.is(event_loop));
+                is_same.then(|| Weak::clone(&known.queue))
             }
             _ => None,
         });
@@ -159,7 +166,7 @@ impl Mailbox {
         }
         let queue = Arc::downgrade(&Self::of(py, event_loop, forks)?.get().queue);
         let weak = PyWeakrefReference::new(event_loop)?.unbind();
-        LAST.set(Some((forks, weak, Weak::clone(&queue))));
+        LAST.set(Some(Known { forks, event_loop: weak, queue: Weak::clone(&queue) }));
         Ok(queue)
     }
 
