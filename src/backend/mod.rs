@@ -130,6 +130,14 @@ pub struct Lease {
     pub token: Token,
 }
 
+impl Lease {
+    /// The error of a lease that is held no more.
+    #[must_use]
+    pub fn lost(&self) -> Error {
+        Error::LeaseLost { group: self.group.as_ref().to_owned(), token: self.token }
+    }
+}
+
 /// How a delivery ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
@@ -224,6 +232,25 @@ pub struct Transaction {
     pub ops: Vec<Op>,
 }
 
+impl Transaction {
+    /// Returns one that only settles a delivery.
+    #[must_use]
+    pub fn settle(lease: Lease, outcome: Outcome) -> Self {
+        Self { ops: vec![Op::Settle(lease, outcome)] }
+    }
+
+    /// Returns about how many bytes it is on the wire of a server.
+    #[must_use]
+    pub fn weight(&self) -> usize {
+        let weigh = |op: &Op| match op {
+            Op::Publish(message) => 100 + message.body.len(),
+            Op::Put { value, .. } => 100 + value.len(),
+            Op::Settle(..) | Op::Delete { .. } => 100,
+        };
+        self.ops.iter().map(weigh).sum()
+    }
+}
+
 /// What one publish of a committed transaction did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Accepted {
@@ -267,6 +294,29 @@ pub struct ClaimRequest {
     pub lease: Duration,
     /// Crashes after which a message is dead-lettered instead of delivered.
     pub max_deliveries: u32,
+}
+
+impl ClaimRequest {
+    /// Checks what no backend can serve.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for no deliveries, or a lease of no time.
+    pub fn check(&self) -> Result<()> {
+        at_least_one("max", self.max)?;
+        at_least_one("max_deliveries", self.max_deliveries as usize)?;
+        if self.lease.is_zero() {
+            let rule = "must be longer than 0 s";
+            return Err(Error::InvalidArgument { what: "lease", value: "0 s".into(), rule });
+        }
+        Ok(())
+    }
+}
+
+fn at_least_one(what: &'static str, value: usize) -> Result<()> {
+    if value > 0 {
+        return Ok(());
+    }
+    Err(Error::InvalidArgument { what, value: value.to_string(), rule: "must be at least 1" })
 }
 
 /// One attempt to handle a message.
@@ -356,6 +406,24 @@ pub struct ListenRequest {
     /// never offered more than its buffer holds: it falls behind instead, and a gap comes only where
     /// retention overtook it.
     pub since: Option<Since>,
+}
+
+impl ListenRequest {
+    /// Checks what a backend cannot serve.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for a buffer of no frames, `Unsupported` for `since` without replay.
+    pub fn check(&self, capabilities: &Capabilities) -> Result<()> {
+        at_least_one("buffer", self.buffer)?;
+        if self.since.is_none() || capabilities.replay {
+            return Ok(());
+        }
+        Err(Error::Unsupported {
+            operation: "subscribe(since=…)",
+            backend: capabilities.name,
+            remedy: "give the bus a retention, or subscribe without since",
+        })
+    }
 }
 
 /// Where a replay begins.

@@ -61,15 +61,6 @@ pub(super) trait Kept: Send + Sync {
     async fn page(&self, after: Cursor, bindings: &[Binding], most: usize) -> Result<Page>;
 }
 
-/// The error of a backend that keeps nothing.
-pub(super) fn unsupported(backend: &'static str) -> Error {
-    Error::Unsupported {
-        operation: "subscribe(since=…)",
-        backend,
-        remedy: "give the bus a retention, or subscribe without since",
-    }
-}
-
 /// Tells a replay to look for more.
 #[derive(Debug)]
 pub(super) struct Hint {

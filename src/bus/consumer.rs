@@ -207,7 +207,7 @@ impl Consumer {
             return Ok((count, free));
         }
         // Stopped while the claim was under way.
-        let release = |lease| Transaction { ops: vec![Op::Settle(lease, Outcome::Release)] };
+        let release = |lease| Transaction::settle(lease, Outcome::Release);
         drop(self.bus.backend.commit(late.into_iter().map(release).collect()).await);
         Err(Error::Closed { what: "consumer" })
     }
@@ -354,9 +354,7 @@ impl Consumer {
         }
         let (tokens, batch): (Vec<Token>, Vec<Transaction>) = lingering
             .into_iter()
-            .map(|(lease, outcome)| {
-                (lease.token, Transaction { ops: vec![Op::Settle(lease, outcome)] })
-            })
+            .map(|(lease, outcome)| (lease.token, Transaction::settle(lease, outcome)))
             .unzip();
         let results = self.bus.backend.commit(batch).await;
         let failed = tokens.iter().zip(results).filter(|(_, result)| result.is_err());
@@ -430,7 +428,7 @@ impl Consumer {
         let batch = settlements
             .iter()
             .flatten()
-            .map(|lease| Transaction { ops: vec![Op::Settle(lease.clone(), outcome.clone())] });
+            .map(|lease| Transaction::settle(lease.clone(), outcome.clone()));
         let mut results = local.commit_all_now(batch.collect()).into_iter();
         let lost = |token: &Token| {
             Err(Error::LeaseLost { group: self.options.group.to_string(), token: *token })
@@ -686,11 +684,10 @@ async fn claim_once(consumer: &Consumer, pace: &mut Pace) -> Result<()> {
     let (claimed, asked) = consumer.claim_free().await?;
     drop(claiming);
     pace.found(start, asked, claimed);
-    let backend = &consumer.bus.backend;
     if claimed == 0 {
         tokio::select! {
             () = consumer.stopped.cancelled() => {}
-            waited = backend.wait_ready(&consumer.claim) => waited?,
+            waited = consumer.bus.backend.wait_ready(&consumer.claim) => waited?,
         }
     }
     Ok(())

@@ -47,7 +47,7 @@ pub fn open_memory(config: MemoryConfig, clock: Arc<dyn Clock>) -> Result<Arc<dy
     Ok(Arc::new(MemoryBackend::new(config, clock)))
 }
 
-/// Opens the Postgres backend, unconnected; the one place that names it.
+/// Opens the Postgres backend, unconnected.
 ///
 /// # Errors
 /// `Config` listing every problem of the configuration.

@@ -90,6 +90,12 @@ impl Problems {
         self.at_least_one("retention_max", max != Some(0));
     }
 
+    fn replay(&mut self, wire: Wire, kept: Option<Retention>) {
+        if wire == Wire::Dataknobs && kept.is_some_and(|kept| kept.is_on()) {
+            self.add("retention is set, which the wire dataknobs cannot replay".into());
+        }
+    }
+
     fn some_time(&mut self, key: &str, value: Duration) {
         if value.is_zero() {
             self.add(format!("{key} is 0 s, must be more"));
@@ -106,15 +112,12 @@ impl Problems {
 mod some_seconds {
     use std::time::Duration;
 
-    use serde::{Deserialize, Deserializer, de::Error};
+    use serde::{Deserialize, Deserializer};
 
     pub(super) fn deserialize<'de, D: Deserializer<'de>>(
         from: D,
     ) -> Result<Option<Duration>, D::Error> {
-        let Some(seconds) = Option::<f64>::deserialize(from)? else { return Ok(None) };
-        let read = Duration::try_from_secs_f64(seconds)
-            .map_err(|_| D::Error::custom(format!("{seconds} is not a number of seconds >= 0")));
-        read.map(Some)
+        Option::<f64>::deserialize(from)?.map(super::seconds::read).transpose()
     }
 }
 
@@ -125,8 +128,11 @@ mod seconds {
     use serde::{Deserialize, Deserializer, de::Error};
 
     pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Duration, D::Error> {
-        let seconds = f64::deserialize(from)?;
+        read(f64::deserialize(from)?)
+    }
+
+    pub(super) fn read<E: Error>(seconds: f64) -> Result<Duration, E> {
         Duration::try_from_secs_f64(seconds)
-            .map_err(|_| D::Error::custom(format!("{seconds} is not a number of seconds >= 0")))
+            .map_err(|_| E::custom(format!("{seconds} is not a number of seconds >= 0")))
     }
 }

@@ -66,8 +66,8 @@ pub struct RedisConfig {
     #[serde(with = "seconds")]
     pub dedup_window: Duration,
     /// How long broadcasts are kept for replay (seconds; 0 = not at all, and what was kept is
-    /// forgotten; default: not at all unless `retention_max` is set; it is a setting of the bus: the last one
-    /// given holds for every process).
+    /// forgotten; default: not at all unless `retention_max` is set; it is a setting of the bus:
+    /// the last one given holds for every process).
     #[serde(with = "some_seconds")]
     pub retention: Option<Duration>,
     /// Most broadcasts kept for replay; beyond it the oldest are forgotten (messages, default
@@ -132,12 +132,10 @@ impl RedisConfig {
             problems.add(format!("prefix is {:?}; it {rule}", self.prefix));
         }
         problems.at_least_one("max_dead", self.max_dead > 0);
-        if self.wire == Wire::Dataknobs && self.kept().is_some_and(|kept| kept.is_on()) {
-            problems.add("retention is set, which the wire dataknobs cannot replay".into());
-        }
         problems.some_time("sweep", self.sweep);
         problems.some_time("dedup_window", self.dedup_window);
         problems.retention(self.retention_max);
+        problems.replay(self.wire, self.kept());
         problems.some_time("dead_retention", self.dead_retention);
         self.net.check(&mut problems);
         problems.end()

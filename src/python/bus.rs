@@ -301,35 +301,26 @@ impl CoreBus {
     fn _connect(&self) -> PyResult<Pending> {
         let shared = Arc::clone(self.shared());
         shared.origin.check()?;
-        Ok(Pending::new(move |_py| {
-            let backend = Arc::clone(shared.bus.backend());
-            Ok(Pending::run(async move { backend.connect().await }, |py, ()| Ok(py.None())))
-        }))
+        Ok(Pending::nothing(async move { shared.bus.backend().connect().await }))
     }
 
     /// Waits until the listeners have what was published before.
     fn _heard(&self) -> PyResult<Pending> {
         let shared = Arc::clone(self.shared());
         shared.origin.check()?;
-        Ok(Pending::new(move |_py| {
-            let backend = Arc::clone(shared.bus.backend());
-            Ok(Pending::run(async move { backend.heard().await }, |py, ()| Ok(py.None())))
-        }))
+        Ok(Pending::nothing(async move { shared.bus.backend().heard().await }))
     }
 
     /// Leaves the server; a backend in this process stays, others may share it.
     fn _disconnect(&self) -> PyResult<Pending> {
         let shared = Arc::clone(self.shared());
         shared.origin.check()?;
-        Ok(Pending::new(move |_py| {
-            let backend = Arc::clone(shared.bus.backend());
-            let leave = async move {
-                match backend.in_process() {
-                    Some(_) => Ok(()),
-                    None => backend.close().await,
-                }
-            };
-            Ok(Pending::run(leave, |py, ()| Ok(py.None())))
+        Ok(Pending::nothing(async move {
+            let backend = shared.bus.backend();
+            match backend.in_process() {
+                Some(_) => Ok(()),
+                None => backend.close().await,
+            }
         }))
     }
 

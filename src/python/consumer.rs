@@ -114,9 +114,7 @@ impl CoreConsumer {
     fn wait(&self) -> PyResult<Pending> {
         self.origin.check()?;
         let consumer = Arc::clone(&self.consumer);
-        Ok(Pending::new(move |_py| {
-            Ok(Pending::run(async move { consumer.wait_ready().await }, |py, ()| Ok(py.None())))
-        }))
+        Ok(Pending::nothing(async move { consumer.wait_ready().await }))
     }
 
     /// Waits for lost leases; a list of tokens, empty when the consumer stopped.
@@ -132,17 +130,13 @@ impl CoreConsumer {
     /// Stops claiming and gives back what was not handed out.
     fn stop(&self) -> Pending {
         let consumer = Arc::clone(&self.consumer);
-        Pending::new(move |_py| {
-            Ok(Pending::run(async move { consumer.stop().await }, |py, ()| Ok(py.None())))
-        })
+        Pending::nothing(async move { consumer.stop().await })
     }
 
     /// Stops and gives everything in hand back, counting nothing.
     fn release(&self) -> Pending {
         let consumer = Arc::clone(&self.consumer);
-        Pending::new(move |_py| {
-            Ok(Pending::run(async move { consumer.release().await }, |py, ()| Ok(py.None())))
-        })
+        Pending::nothing(async move { consumer.release().await })
     }
 
     /// How many deliveries are in hand.
@@ -197,11 +191,7 @@ impl CoreDelivery {
     fn settle(&self, outcome: Outcome) -> PyResult<Option<Pending>> {
         self.origin.check()?;
         if !self.settlement.moves(OPEN, UNDER_WAY) {
-            return Err(Error::LeaseLost {
-                group: self.delivery.lease.group.to_string(),
-                token: self.delivery.lease.token,
-            }
-            .into());
+            return Err(self.delivery.lease.lost().into());
         }
         let (consumer, token) = (Arc::clone(&self.consumer), self.delivery.lease.token);
         let in_process = consumer.bus().backend().in_process().is_some();

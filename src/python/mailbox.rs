@@ -269,6 +269,15 @@ impl Pending {
         Self { state: Progress::New(Box::new(start)) }
     }
 
+    /// Wraps a future that ends with nothing; it starts at the first `send`.
+    pub(crate) fn nothing<F>(future: F) -> Self
+    where
+        F: Future<Output = Result<(), Error>> + Send + 'static,
+    {
+        let work = Mutex::new(Self::run(future, |py, ()| Ok(py.None())));
+        Self::new(move |_py| Ok(work.into_inner()))
+    }
+
     /// Wraps a future whose result is converted while attached.
     pub(crate) fn run<F, T, C>(future: F, convert: C) -> Work
     where
@@ -398,8 +407,7 @@ where
         now(work)??;
         return Ok(None);
     }
-    let work = Mutex::new(Pending::run(work, |py, ()| Ok(py.None())));
-    Ok(Some(Pending::new(move |_py| Ok(work.into_inner()))))
+    Ok(Some(Pending::nothing(work)))
 }
 
 fn poll<T>(

@@ -165,16 +165,7 @@ impl Publish {
         if let Some(committed) = prepared.committed.take() {
             committed(&done);
         }
-        for topic in &prepared.apart {
-            let bus = self.bus.bind(py);
-            python_code(|| bus.call_method1(intern!(py, "_went_apart"), (&**topic,)))?;
-        }
-        for (index, topic) in &prepared.delayed {
-            if done.published.get(*index).is_some_and(|one| one.queues == 0 && !one.duplicate) {
-                let bus = self.bus.bind(py);
-                python_code(|| bus.call_method1(intern!(py, "_delayed_dropped"), (topic,)))?;
-            }
-        }
+        report(self.bus.bind(py), &prepared.apart, &prepared.delayed, &done.published)?;
         self.fan_out(py, prepared, &done.published)
     }
 
@@ -320,6 +311,26 @@ fn call(handler: &Bound<'_, PyAny>, event: &Py<PyAny>) -> PyResult<Option<(Py<Py
         Stepped::Done => None,
         Stepped::Yield(waiter) => Some((waiter, result.unbind())),
     })
+}
+
+/// Tells the bus what it warns of once: publishes outside their transaction, and delayed ones that
+/// no queue kept.
+pub(crate) fn report(
+    bus: &Bound<'_, CoreBus>,
+    apart: &[Arc<str>],
+    delayed: &[(usize, Py<PyAny>)],
+    published: &[Accepted],
+) -> PyResult<()> {
+    let py = bus.py();
+    for topic in apart {
+        python_code(|| bus.call_method1(intern!(py, "_went_apart"), (&**topic,)))?;
+    }
+    for (index, topic) in delayed {
+        if published.get(*index).is_some_and(|one| one.queues == 0 && !one.duplicate) {
+            python_code(|| bus.call_method1(intern!(py, "_delayed_dropped"), (topic,)))?;
+        }
+    }
+    Ok(())
 }
 
 /// Reports a handler's exception and goes on, or lets it out when it is not the handler's own:

@@ -68,9 +68,7 @@ impl RedisClient {
         self.origin.check()?;
         runtime::runtime()?;
         let client = Arc::clone(&self.client);
-        Ok(Pending::new(move |_py| {
-            Ok(Pending::run(async move { client.connect().await }, |py, ()| Ok(py.None())))
-        }))
+        Ok(Pending::nothing(async move { client.connect().await }))
     }
 
     /// Runs one command.
@@ -124,12 +122,9 @@ impl RedisClient {
     fn close(&self) -> PyResult<Pending> {
         self.origin.check()?;
         let client = Arc::clone(&self.client);
-        Ok(Pending::new(move |_py| {
-            let close = async move {
-                client.close().await;
-                Ok(())
-            };
-            Ok(Pending::run(close, |py, ()| Ok(py.None())))
+        Ok(Pending::nothing(async move {
+            client.close().await;
+            Ok(())
         }))
     }
 }
@@ -175,6 +170,6 @@ impl RedisSubscription {
         drop(self.ring.drain());
         let listener = self.listener.lock().take();
         drop(listener);
-        Pending::new(|_py| Ok(Pending::run(async { Ok(()) }, |py, ()| Ok(py.None()))))
+        Pending::nothing(async { Ok(()) })
     }
 }

@@ -194,12 +194,9 @@ impl CoreSubscription {
 }
 
 fn ready<T: Send + 'static>(ring: Arc<Ring<T>>) -> Pending {
-    Pending::new(move |_py| {
-        let ready = async move {
-            ring.ready().await;
-            Ok(())
-        };
-        Ok(Pending::run(ready, |py, ()| Ok(py.None())))
+    Pending::nothing(async move {
+        ring.ready().await;
+        Ok(())
     })
 }
 

@@ -3,7 +3,6 @@
 use std::sync::Arc;
 
 use parking_lot::Mutex;
-use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
@@ -11,8 +10,7 @@ use super::bus::CoreBus;
 use super::consumer::CoreDelivery;
 use super::convert;
 use super::options::{self, RawOptions};
-use super::publish::{Prepared, Publish};
-use super::runtime::python_code;
+use super::publish::{Prepared, Publish, report};
 use crate::backend::{Op, Outcome, Transaction};
 use crate::error::Error;
 
@@ -168,16 +166,8 @@ impl CoreTransaction {
         let bus = self.bus.bind(py);
         let joins = bus.get().shared().bus.backend().joins()?;
         let done = joins.answer(&transaction, &figures)?;
-        for topic in bus.get().shared().apart(&transaction) {
-            python_code(|| bus.call_method1(intern!(py, "_went_apart"), (&*topic,)))?;
-        }
         *self.versions.lock() = done.versions;
-        for (index, topic) in delayed {
-            if done.published.get(index).is_some_and(|one| one.queues == 0 && !one.duplicate) {
-                python_code(|| bus.call_method1(intern!(py, "_delayed_dropped"), (topic,)))?;
-            }
-        }
-        Ok(())
+        report(bus, &bus.get().shared().apart(&transaction), &delayed, &done.published)
     }
 
     /// Raises what a failed statement means; returns when that is between caller and server.

@@ -172,8 +172,7 @@ impl State {
     }
 
     fn check_settle(&mut self, lease: &Lease, outcome: &Outcome, plan: &mut Plan) -> Result<()> {
-        let lost =
-            || Error::LeaseLost { group: lease.group.as_ref().to_owned(), token: lease.token };
+        let lost = || lease.lost();
         let group_index = self.group_index(&lease.group).ok_or_else(lost)?;
         let group = self.groups.get_mut(group_index).ok_or_else(lost)?;
         let index = group.held(lease).ok_or_else(lost)?;

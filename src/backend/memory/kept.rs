@@ -44,7 +44,7 @@ impl Log {
         self.newest = position;
         let (topic, body) = (Arc::clone(topic), body.clone());
         self.entries.push_back(Entry { at: now, event, topic, body });
-        while self.is_full() && self.entries.len() as u64 > self.retention.max {
+        while self.entries.len() as u64 > self.retention.max {
             self.entries.pop_front();
         }
         self.trim(now);

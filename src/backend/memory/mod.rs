@@ -39,7 +39,7 @@ use self::kept::{Log, Reader};
 use self::state::State;
 use self::wait::{Waiter, Wakes};
 use super::InProcess;
-use super::replay::{self, Hint, Kept, Replay, ReplayListener};
+use super::replay::{Hint, Kept, Replay, ReplayListener};
 use super::{
     Backend, Capabilities, ClaimRequest, Committed, DeadLetter, Delivery, GroupSpec, Inspection,
     Lease, ListenRequest, Listener, MessageAction, MessageId, MessageInfo, Record, Transaction,
@@ -201,13 +201,6 @@ impl Drop for Registration<'_> {
     }
 }
 
-fn at_least_one(what: &'static str, value: usize) -> Result<()> {
-    if value > 0 {
-        return Ok(());
-    }
-    Err(Error::InvalidArgument { what, value: value.to_string(), rule: "must be at least 1" })
-}
-
 impl InProcess for MemoryBackend {
     fn commit_now(&self, transaction: Transaction) -> Result<Committed> {
         self.shared.with(|state, now, wakes| state.transact(transaction, now, wakes))
@@ -222,12 +215,7 @@ impl InProcess for MemoryBackend {
     }
 
     fn claim_now(&self, request: &ClaimRequest) -> Result<Vec<Delivery>> {
-        at_least_one("max", request.max)?;
-        at_least_one("max_deliveries", request.max_deliveries as usize)?;
-        if request.lease.is_zero() {
-            let rule = "must be longer than 0 s";
-            return Err(Error::InvalidArgument { what: "lease", value: "0 s".into(), rule });
-        }
+        request.check()?;
         self.shared.with(|state, now, wakes| {
             let mut token = state.token;
             let claimed = state.group(&request.group)?.claim(request, now, &mut token, wakes);
@@ -261,14 +249,11 @@ impl Backend for MemoryBackend {
     }
 
     async fn listen(&self, request: ListenRequest) -> Result<Box<dyn Listener>> {
-        at_least_one("buffer", request.buffer)?;
+        request.check(&self.capabilities)?;
         let Some(since) = request.since else {
             let feed = Arc::new(Feed::new(&request));
             return Ok(Box::new(self.shared.add_feed(feed, request.bindings)?));
         };
-        if !self.capabilities.replay {
-            return Err(replay::unsupported("memory"));
-        }
         let kept = Reader(Arc::clone(&self.shared));
         let start = kept.find(since).await?;
         let ring = Arc::new(Ring::new(request.buffer, request.overflow));

@@ -130,8 +130,7 @@ impl State {
 
     /// Moves the end of a lease, if it is current.
     pub(super) fn renew(&mut self, lease: &Lease, until: i64, wakes: &mut Wakes) -> Result<()> {
-        let lost =
-            || Error::LeaseLost { group: lease.group.as_ref().to_owned(), token: lease.token };
+        let lost = || lease.lost();
         let group = self.group(&lease.group).map_err(|_| lost())?;
         let index = group.held(lease).ok_or_else(lost)?;
         group.extend(index, until, wakes);

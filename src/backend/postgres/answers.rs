@@ -1,7 +1,6 @@
 //! The server's answer to a parcel, read transaction by transaction.
 
 use super::registry::Registry;
-use super::step::lost;
 use crate::backend::{Accepted, Committed, Op, Transaction};
 use crate::error::{Error, Result};
 
@@ -30,7 +29,7 @@ impl Answers<'_, '_> {
         match self.take()? {
             0 => self.committed(transaction).map(Ok),
             2 => match self.failed_op()? {
-                Op::Settle(lease, _) => Some(Err(lost(lease))),
+                Op::Settle(lease, _) => Some(Err(lease.lost())),
                 _ => None,
             },
             3 => {

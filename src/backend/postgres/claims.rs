@@ -18,7 +18,7 @@ use super::session::Argument;
 use super::step::signed;
 use super::wake::Wait;
 use super::{closed, micros};
-use crate::backend::{ClaimRequest, Delivery, Lease, Op, Outcome, Transaction};
+use crate::backend::{ClaimRequest, Delivery, Lease, Outcome, Transaction};
 use crate::error::{Error, Result};
 use crate::topic::Binding;
 
@@ -35,7 +35,7 @@ fn text(binding: &Binding) -> &str {
     }
 }
 
-/// What a claim that got fewer than it asked for said of the wait that follows.
+/// What a claim that got nothing said of the wait that follows.
 #[derive(Debug)]
 struct Armed {
     wait: Arc<Wait>,
@@ -82,9 +82,7 @@ impl Drop for Held {
             return;
         }
         let live = Arc::clone(&self.live);
-        let release = |delivery: Delivery| Transaction {
-            ops: vec![Op::Settle(delivery.lease, Outcome::Release)],
-        };
+        let release = |delivery: Delivery| Transaction::settle(delivery.lease, Outcome::Release);
         let batch = std::mem::take(&mut self.deliveries).into_iter().map(release).collect();
         self.live.link.tasks.spawn(async move {
             // What cannot be given back comes back when its lease ends.
@@ -121,11 +119,11 @@ async fn take(live: &Live, request: &ClaimRequest) -> Result<Vec<Delivery>> {
     let arguments: [Argument<'_>; 7] =
         [&group, &patterns, &texts, &max, &lease, &max_deliveries, &sweep];
     let mut rows = live.pool.call(&CLAIM, &arguments, group).await?;
-    let is_short = match rows.last() {
+    let is_empty = match rows.last() {
         Some(row) => column::<Option<i64>>(row, 0)?.is_none(),
         None => false,
     };
-    if let Some((row, wait)) = rows.pop_if(|_| is_short).zip(wait) {
+    if let Some((row, wait)) = rows.pop_if(|_| is_empty).zip(wait) {
         live.armed.arm(request, Armed { wait, seen, pause: pause(&row, 11)?, at: Instant::now() });
     }
     if !rows.is_empty() {
@@ -230,10 +228,6 @@ fn pause(row: &Row, index: usize) -> Result<Option<Duration>> {
 
 /// Extends leases; one result each.
 pub(super) async fn renew(live: &Live, leases: &[Lease], lease: Duration) -> Vec<Result<()>> {
-    let lost = |lease: &Lease| Error::LeaseLost {
-        group: lease.group.as_ref().to_owned(),
-        token: lease.token,
-    };
     let registry = live.registry_for(leases).await;
     let group: Vec<_> = leases.iter().map(|lease| registry.id(&lease.group).unwrap_or(0)).collect();
     let binding: Vec<_> =
@@ -250,7 +244,7 @@ pub(super) async fn renew(live: &Live, leases: &[Lease], lease: Duration) -> Vec
         Ok(current) => current,
         Err(error) => return vec![Err(error); leases.len()],
     };
-    let mut results: Vec<Result<()>> = leases.iter().map(|lease| Err(lost(lease))).collect();
+    let mut results: Vec<Result<()>> = leases.iter().map(|lease| Err(lease.lost())).collect();
     for number in current {
         let index = usize::try_from(number).ok().and_then(|number| number.checked_sub(1));
         if let Some(result) = index.and_then(|index| results.get_mut(index)) {

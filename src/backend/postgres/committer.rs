@@ -11,13 +11,12 @@ use uuid::Uuid;
 use super::calls;
 use super::fault::Fault;
 use super::foreign::Names;
-use super::link::{Link, pause_before};
+use super::link::{LONGEST_PAUSE, Link, pause_before};
 use super::parcel::{Item, Parcel};
 use super::pool::Pool;
 use super::registry::{Cache, Registry};
 use super::send::Sender;
 use super::session::Session;
-use super::step::weight;
 use super::wake::Wakes;
 use crate::backend::{Committed, Op, Transaction};
 use crate::error::{Error, Result};
@@ -26,8 +25,6 @@ use crate::error::{Error, Result};
 const BUFFER: u32 = 65_536;
 /// Most calls that are taken at once.
 const MOST_CALLS: usize = 4_096;
-/// Longest pause before a parcel is sent again.
-const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
 /// One call of `commit`.
 #[derive(Debug)]
@@ -81,7 +78,7 @@ impl Inbox {
         let count = transactions.len();
         let failed = |error: Error| vec![Err(error); count];
         let deadline = Instant::now() + self.link.op_timeout;
-        let units: usize = transactions.iter().map(|tx| 1 + weight(tx) / 1024).sum();
+        let units: usize = transactions.iter().map(|tx| 1 + tx.weight() / 1024).sum();
         let units = u32::try_from(units).unwrap_or(BUFFER).min(BUFFER);
         let room = Arc::clone(&self.room).acquire_many_owned(units);
         let room = match tokio::time::timeout_at(deadline, room).await {
@@ -113,12 +110,6 @@ struct Committer {
     /// The number of the last parcel.
     number: u64,
     session: Option<Box<Session>>,
-}
-
-impl std::fmt::Debug for Session {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Session")
-    }
 }
 
 impl Committer {

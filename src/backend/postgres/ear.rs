@@ -136,14 +136,10 @@ impl Ear {
 
     /// Starts listening, and proves again and again that it goes on.
     async fn attend(&self, client: Arc<Client>, again: bool, hole: &Hole) -> String {
-        match timeout(self.connect_timeout, self.listen(&client)).await {
-            Ok(Ok(())) => self.announce(hole),
-            Ok(Err(error)) => return fault::text(&error),
-            Err(_) => {
-                self.link.give_up();
-                return format!("no answer to LISTEN within {:?}", self.connect_timeout);
-            }
+        if let Err(said) = self.answer("LISTEN", self.connect_timeout, self.listen(&client)).await {
+            return said;
         }
+        self.announce(hole);
         match self.self_test().await {
             Ok(true) => self.link.set_pooled(false),
             Ok(false) => {
@@ -166,14 +162,10 @@ impl Ear {
         }
         loop {
             tokio::time::sleep(self.heartbeat).await;
-            match timeout(self.heartbeat, self.is_listening(&client)).await {
-                Ok(Ok(true)) => {}
-                Ok(Ok(false)) => return "the server stopped to listen for this client".into(),
-                Ok(Err(error)) => return fault::text(&error),
-                Err(_) => {
-                    self.link.give_up();
-                    return format!("no answer within {:?}", self.heartbeat);
-                }
+            match self.answer("a heartbeat", self.heartbeat, self.is_listening(&client)).await {
+                Ok(true) => {}
+                Ok(false) => return "the server stopped to listen for this client".into(),
+                Err(said) => return said,
             }
         }
     }
@@ -186,17 +178,26 @@ impl Ear {
         let turn = self.channels.turn.try_write();
         if turn.is_ok() && !self.wakes.is_needed() {
             let text = self.link.schema.listen(false);
-            match timeout(self.connect_timeout, client.batch_execute(&text)).await {
-                Ok(Ok(())) => {}
-                Ok(Err(error)) => return Err(fault::text(&error)),
-                Err(_) => {
-                    self.link.give_up();
-                    return Err(format!("no answer to UNLISTEN within {:?}", self.connect_timeout));
-                }
-            }
+            self.answer("UNLISTEN", self.connect_timeout, client.batch_execute(&text)).await?;
         }
         self.hearing.send_replace(Hearing::Live(Arc::clone(client)));
         Ok(())
+    }
+
+    /// Returns what was answered in time, else what to say of a connection that is given up.
+    async fn answer<T>(
+        &self,
+        what: &str,
+        limit: Duration,
+        answer: impl Future<Output = Result<T, tokio_postgres::Error>>,
+    ) -> Result<T, String> {
+        match timeout(limit, answer).await {
+            Ok(answered) => answered.map_err(|error| fault::text(&error)),
+            Err(_) => {
+                self.link.give_up();
+                Err(format!("no answer to {what} within {limit:?}"))
+            }
+        }
     }
 
     async fn listen(&self, client: &Client) -> Result<(), tokio_postgres::Error> {
@@ -312,17 +313,7 @@ impl Ear {
         match self.channels.read(channel, text) {
             Meaning::Broadcast { topic, wide } => self.feeds.deliver_to(&topic, &body(), wide),
             Meaning::Stored { topic, id, wide } => {
-                if !self.feeds.wants(&topic) {
-                    return;
-                }
-                let body = match Uuid::parse_str(&id) {
-                    Ok(id) => self.fetch(id).await,
-                    Err(_) => None,
-                };
-                match body {
-                    Some(body) => self.feeds.deliver_to(&topic, &body, Some(wide)),
-                    None => self.feeds.gap(Gap { cause: GapCause::Retention, count: Some(1) }),
-                }
+                self.deliver_stored(&topic, Uuid::parse_str(&id).ok(), Some(wide)).await;
             }
             Meaning::Malformed(topics) => {
                 self.link.malformed.fetch_add(1, Ordering::Relaxed);
@@ -344,15 +335,22 @@ impl Ear {
     async fn deliver(&self, frame: Frame) {
         match frame {
             Frame::Inline { topic, body } => self.feeds.deliver(&topic, &body),
-            Frame::Stored { topic, id } => {
-                if !self.feeds.wants(&topic) {
-                    return;
-                }
-                match self.fetch(id).await {
-                    Some(body) => self.feeds.deliver(&topic, &body),
-                    None => self.feeds.gap(Gap { cause: GapCause::Retention, count: Some(1) }),
-                }
-            }
+            Frame::Stored { topic, id } => self.deliver_stored(&topic, Some(id), None).await,
+        }
+    }
+
+    /// Delivers a broadcast that is stored, if somebody wants it; what is gone is a gap.
+    async fn deliver_stored(&self, topic: &Arc<str>, id: Option<Uuid>, wide: Option<bool>) {
+        if !self.feeds.wants(topic) {
+            return;
+        }
+        let body = match id {
+            Some(id) => self.fetch(id).await,
+            None => None,
+        };
+        match body {
+            Some(body) => self.feeds.deliver_to(topic, &body, wide),
+            None => self.feeds.gap(Gap { cause: GapCause::Retention, count: Some(1) }),
         }
     }
 }

@@ -18,7 +18,7 @@ use crate::error::{Error, Result};
 use crate::shutdown::Tasks;
 
 /// Longest pause between two attempts of a waiting operation.
-const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+pub(super) const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
 /// What is shared by the connections of one backend.
 pub(super) struct Link {

@@ -51,7 +51,6 @@ use self::connect::Connector;
 use self::ear::Hearing;
 use self::live::Live;
 use self::operate::storable;
-use super::replay;
 use super::{
     Backend, Capabilities, ClaimRequest, Committed, ConnectionState, DeadLetter, Delivery,
     GroupSpec, Health, Inspection, Joins, Lease, ListenRequest, Listener, Message, MessageAction,
@@ -136,13 +135,6 @@ impl Drop for PostgresBackend {
             live.abort();
         }
     }
-}
-
-fn at_least_one(what: &'static str, value: usize) -> Result<()> {
-    if value > 0 {
-        return Ok(());
-    }
-    Err(Error::InvalidArgument { what, value: value.to_string(), rule: "must be at least 1" })
 }
 
 /// Checks that everything in a transaction can be stored, and sent.
@@ -238,7 +230,7 @@ impl Backend for PostgresBackend {
     }
 
     async fn listen_near(&self, request: ListenRequest, topic: &str) -> Result<Box<dyn Listener>> {
-        at_least_one("buffer", request.buffer)?;
+        request.check(&self.capabilities)?;
         if request.since.is_some() {
             return self.listen(request).await;
         }
@@ -246,13 +238,10 @@ impl Backend for PostgresBackend {
     }
 
     async fn listen(&self, request: ListenRequest) -> Result<Box<dyn Listener>> {
-        at_least_one("buffer", request.buffer)?;
+        request.check(&self.capabilities)?;
         let Some(since) = request.since else {
             return self.run(async |live| listen(live, request, None).await).await;
         };
-        if !self.capabilities.replay {
-            return Err(replay::unsupported("postgres"));
-        }
         self.run(async |live| kept::listen(live, &request, since).await).await
     }
 
@@ -282,12 +271,7 @@ impl Backend for PostgresBackend {
     }
 
     async fn claim(&self, request: &ClaimRequest) -> Result<Vec<Delivery>> {
-        at_least_one("max", request.max)?;
-        at_least_one("max_deliveries", request.max_deliveries as usize)?;
-        if request.lease.is_zero() {
-            let rule = "must be longer than 0 s";
-            return Err(Error::InvalidArgument { what: "lease", value: "0 s".into(), rule });
-        }
+        request.check()?;
         self.run(async |live| claims::claim(live, request).await).await
     }
 

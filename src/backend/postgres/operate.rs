@@ -10,10 +10,10 @@ use super::calls::{self, column};
 use super::claims::{split, unsigned};
 use super::live::Live;
 use super::session::Argument;
-use super::step::signed;
+use super::step::{reason, signed};
 use crate::backend::{
-    DeadLetter, DeadReason, GroupSpec, GroupStats, Inspection, MessageAction, MessageId,
-    MessageInfo, MessageState,
+    DeadLetter, GroupSpec, GroupStats, Inspection, MessageAction, MessageId, MessageInfo,
+    MessageState,
 };
 use crate::error::{Error, Result};
 use crate::topic::Binding;
@@ -221,15 +221,4 @@ impl Live {
 #[expect(clippy::cast_precision_loss, reason = "an age in seconds needs no microsecond")]
 fn seconds(micros: Option<i64>) -> f64 {
     micros.map_or(0.0, |micros| micros.max(0) as f64 / 1e6)
-}
-
-fn reason(number: i16) -> DeadReason {
-    match number {
-        0 => DeadReason::Failed,
-        2 => DeadReason::Crashed,
-        3 => DeadReason::Undecodable,
-        4 => DeadReason::UnknownTask,
-        5 => DeadReason::Expired,
-        _ => DeadReason::Rejected,
-    }
 }

@@ -12,7 +12,7 @@ use uuid::Uuid;
 use super::answers::Answers;
 use super::foreign::Names;
 use super::registry::{Registry, Target};
-use super::step::{self, Step, heard, lost, record, settle, weight};
+use super::step::{self, Step, heard, record, settle};
 use super::wire::Packer;
 use crate::backend::{Accepted, Committed, Lease, Message, Op, Outcome, Token, Transaction};
 use crate::error::{Error, Result};
@@ -103,7 +103,7 @@ impl<'a> Parcel<'a> {
         let mut last_whole = None;
         for item in items {
             steps += item.transaction.ops.len();
-            bytes += weight(item.transaction);
+            bytes += item.transaction.weight();
             if !parcel.slots.is_empty() && (steps > MOST_STEPS || bytes > MOST_BYTES) {
                 break;
             }
@@ -218,7 +218,7 @@ impl<'a> Parcel<'a> {
             return self.slots.push(Slot::Done(Ok(Committed::default())));
         }
         if let Some(lease) = self.unknown_group(transaction, registry) {
-            return self.slots.push(Slot::Done(Err(lost(lease))));
+            return self.slots.push(Slot::Done(Err(lease.lost())));
         }
         // What is packed so far comes before what a whole transaction says.
         let packed = self.packer.take();
@@ -285,7 +285,7 @@ impl<'a> Parcel<'a> {
                     let published = counts.into_iter().map(accepted).collect();
                     Ok(Committed { published, versions: Vec::new() })
                 }
-                Slot::Ack(number, lease) if lost_acks.contains(&number) => Err(lost(lease)),
+                Slot::Ack(number, lease) if lost_acks.contains(&number) => Err(lease.lost()),
                 Slot::Ack(..) => Ok(Committed::default()),
                 Slot::Whole(transaction) => {
                     answers.next(transaction).ok_or_else(|| Error::Internal {

@@ -18,15 +18,7 @@ use crate::error::{Error, Result};
 pub(super) struct Pool {
     link: Arc<Link>,
     free: Semaphore,
-    idle: Mutex<Vec<Idle>>,
-}
-
-struct Idle(Session);
-
-impl std::fmt::Debug for Idle {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Session")
-    }
+    idle: Mutex<Vec<Session>>,
 }
 
 impl Pool {
@@ -50,7 +42,7 @@ impl Pool {
             let session = self.session(deadline).await?;
             let fault = match self.link.attempt(&session, call, arguments, deadline).await {
                 Ok(rows) => {
-                    self.idle.lock().push(Idle(session));
+                    self.idle.lock().push(session);
                     return Ok(rows);
                 }
                 Err(fault) => fault,
@@ -58,18 +50,18 @@ impl Pool {
             let said = match fault {
                 Fault::Lost(said) => said,
                 Fault::Again(said) => {
-                    self.idle.lock().push(Idle(session));
+                    self.idle.lock().push(session);
                     said
                 }
                 Fault::Stale => {
                     return Err(Error::Internal { reason: "a stale registry was named".into() });
                 }
                 Fault::Full(limit) => {
-                    self.idle.lock().push(Idle(session));
+                    self.idle.lock().push(session);
                     return Err(Error::QueueFull { queue: about.to_owned(), limit });
                 }
                 Fault::NoGroup => {
-                    self.idle.lock().push(Idle(session));
+                    self.idle.lock().push(session);
                     return Err(Error::NotFound { what: "group", name: about.to_owned() });
                 }
                 Fault::Final(error) => return Err(error),
@@ -85,7 +77,7 @@ impl Pool {
 
     /// Takes an idle session that is not known to be dead, or opens one.
     async fn session(&self, deadline: Instant) -> Result<Session> {
-        while let Some(Idle(session)) = self.take() {
+        while let Some(session) = self.take() {
             if session.is_usable() {
                 return Ok(session);
             }
@@ -93,13 +85,13 @@ impl Pool {
         self.link.open_by(deadline).await
     }
 
-    fn take(&self) -> Option<Idle> {
+    fn take(&self) -> Option<Session> {
         self.idle.lock().pop()
     }
 
     /// Keeps a session that somebody else opened.
     pub(super) fn keep(&self, session: Session) {
-        self.idle.lock().push(Idle(session));
+        self.idle.lock().push(session);
     }
 
     /// Ends every session; calls that wait for one fail.

@@ -23,6 +23,12 @@ pub(super) struct Session {
     prepared: Mutex<HashMap<&'static str, Statement>>,
 }
 
+impl std::fmt::Debug for Session {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Session")
+    }
+}
+
 impl Session {
     pub(super) fn new(client: Client, link: Arc<Link>, born: u64) -> Self {
         Self { client, link, born, prepared: Mutex::default() }

@@ -7,8 +7,7 @@ use uuid::Uuid;
 
 use super::micros;
 use super::wire::Packer;
-use crate::backend::{DeadReason, Due, Lease, Message, Op, Outcome, Transaction, cut_error};
-use crate::error::Error;
+use crate::backend::{DeadReason, Due, Lease, Message, Outcome, cut_error};
 
 /// One step of a whole transaction; what does not apply is none.
 #[derive(Debug, Default)]
@@ -106,7 +105,7 @@ pub(super) fn settle<'a>(lease: &'a Lease, outcome: &'a Outcome, group: Option<i
         }
         Outcome::Dead { reason, error } => Step {
             outcome: Some(2),
-            priority: Some(reason_number(*reason)),
+            priority: reason_number(*reason),
             error: storable(error),
             ..step
         },
@@ -121,19 +120,25 @@ fn storable(error: &str) -> Option<Cow<'_, str>> {
     Some(if fits { error.into() } else { cut_error(error.replace('\0', "\u{2400}")).into() })
 }
 
-fn reason_number(reason: DeadReason) -> i16 {
-    match reason {
-        DeadReason::Failed => 0,
-        DeadReason::Rejected => 1,
-        DeadReason::Crashed => 2,
-        DeadReason::Undecodable => 3,
-        DeadReason::UnknownTask => 4,
-        DeadReason::Expired => 5,
-    }
+/// The reasons by the numbers they are stored as.
+const REASONS: [DeadReason; 6] = [
+    DeadReason::Failed,
+    DeadReason::Rejected,
+    DeadReason::Crashed,
+    DeadReason::Undecodable,
+    DeadReason::UnknownTask,
+    DeadReason::Expired,
+];
+
+fn reason_number(reason: DeadReason) -> Option<i16> {
+    let number = REASONS.iter().position(|one| *one == reason);
+    number.and_then(|number| number.try_into().ok())
 }
 
-pub(super) fn lost(lease: &Lease) -> Error {
-    Error::LeaseLost { group: lease.group.as_ref().to_owned(), token: lease.token }
+/// Returns the reason that a number stands for; one of a newer version says the least.
+pub(super) fn reason(number: i16) -> DeadReason {
+    let known = usize::try_from(number).ok().and_then(|number| REASONS.get(number));
+    known.copied().unwrap_or(DeadReason::Rejected)
 }
 
 pub(super) fn heard(message: &Message) -> bool {
@@ -152,14 +157,4 @@ pub(super) fn due(message: &Message) -> (Option<i64>, Option<i64>) {
 /// No token or version is beyond the server's integers, so one that is equals none of them.
 pub(super) fn signed(number: u64) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)
-}
-
-/// Returns about how many bytes a transaction is on the wire.
-pub(super) fn weight(transaction: &Transaction) -> usize {
-    let weigh = |op: &Op| match op {
-        Op::Publish(message) => 100 + message.body.len(),
-        Op::Put { value, .. } => 100 + value.len(),
-        Op::Settle(..) | Op::Delete { .. } => 100,
-    };
-    transaction.ops.iter().map(weigh).sum()
 }

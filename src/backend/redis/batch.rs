@@ -242,7 +242,7 @@ impl Batch {
                         let place: usize = decode::read_int(&mut rest).ok()?;
                         let index = *run.get((place / 3).checked_sub(1)?)?;
                         let lease = lease_of(transactions.get(index)?)?;
-                        *results.get_mut(index)? = Some(Err(lost(lease)));
+                        *results.get_mut(index)? = Some(Err(lease.lost()));
                     }
                 }
                 Part::Any(index) => {
@@ -269,10 +269,6 @@ fn lease_of(transaction: &Transaction) -> Option<&Lease> {
 
 fn group_of(transaction: &Transaction) -> Option<&str> {
     lease_of(transaction).map(|lease| lease.group.as_ref())
-}
-
-fn lost(lease: &Lease) -> Error {
-    Error::LeaseLost { group: lease.group.as_ref().to_owned(), token: lease.token }
 }
 
 fn write_part(

@@ -14,7 +14,7 @@ use super::registry::{text, write_binding};
 use super::session::Session;
 use super::{micros, scripts};
 use crate::backend::{
-    ClaimRequest, DeadReason, Delivery, GroupSpec, Lease, Op, Outcome, Token, Transaction,
+    ClaimRequest, DeadReason, Delivery, GroupSpec, Lease, Outcome, Token, Transaction,
 };
 use crate::error::{Error, Result};
 
@@ -186,7 +186,7 @@ impl Session {
         let error = "the stored bytes are no message".to_owned();
         let bury = |lease| {
             let outcome = Outcome::Dead { reason: DeadReason::Undecodable, error: error.clone() };
-            Transaction { ops: vec![Op::Settle(lease, outcome)] }
+            Transaction::settle(lease, outcome)
         };
         // What fails here comes back when its lease ends.
         drop(self.settles.commit(unreadable.into_iter().map(bury).collect()).await);
@@ -194,9 +194,7 @@ impl Session {
 
     /// Gives back deliveries that nobody took.
     pub(super) async fn give_back(&self, claimed: Vec<Delivery>) {
-        let release = |delivery: Delivery| Transaction {
-            ops: vec![Op::Settle(delivery.lease, Outcome::Release)],
-        };
+        let release = |delivery: Delivery| Transaction::settle(delivery.lease, Outcome::Release);
         drop(self.settles.commit(claimed.into_iter().map(release).collect()).await);
     }
 
@@ -222,7 +220,7 @@ impl Session {
         let told = leases.iter().zip(kept);
         told.map(|(lease, kept)| match kept {
             Value::Int(1) => Ok(()),
-            _ => Err(Error::LeaseLost { group: lease.group.to_string(), token: lease.token }),
+            _ => Err(lease.lost()),
         })
         .collect()
     }

@@ -217,6 +217,18 @@ pub(super) fn refusal(endpoint: &Endpoint, error: &RedisError) -> Error {
     Error::Connect { endpoint: endpoint.to_string(), reason }
 }
 
+/// Waits until a new connection is ready for use.
+pub(super) async fn within(
+    limit: Duration,
+    endpoint: &Endpoint,
+    ready: impl Future<Output = Result<(), RedisError>>,
+) -> Result<()> {
+    match tokio::time::timeout(limit, ready).await {
+        Ok(done) => done.map_err(|error| refusal(endpoint, &error)),
+        Err(_) => Err(net::failed(endpoint, &format!("no answer within {limit:?}"))),
+    }
+}
+
 /// Returns what the server or the network said.
 pub(super) fn says(error: &RedisError) -> String {
     match (error.code(), error.detail()) {

@@ -16,7 +16,7 @@ use super::batch::{Batch, Channels, Header};
 use super::link::{Link, Trouble};
 use super::registry::Registry;
 use super::scripts;
-use crate::backend::{Committed, Op, Transaction};
+use crate::backend::{Committed, Transaction};
 use crate::error::{Error, Result};
 
 /// Most transactions in a batch.
@@ -73,15 +73,6 @@ pub(super) struct Lane {
     context: Arc<Context>,
 }
 
-fn size(transaction: &Transaction) -> usize {
-    let bytes = transaction.ops.iter().map(|op| match op {
-        Op::Publish(message) => message.body.len() + 100,
-        Op::Put { value, .. } => value.len() + 100,
-        Op::Settle(..) | Op::Delete { .. } => 100,
-    });
-    bytes.sum()
-}
-
 impl Lane {
     /// Returns a lane, and the task that serves it.
     pub(super) fn new(context: Arc<Context>) -> (Self, impl Future<Output = ()>) {
@@ -98,7 +89,7 @@ impl Lane {
         transaction: Transaction,
     ) -> Result<oneshot::Receiver<Result<Committed>>> {
         let deadline = Instant::now() + self.op_timeout;
-        let bytes = size(&transaction);
+        let bytes = transaction.weight();
         let needed = u32::try_from(bytes.min(MAX_WAITING_BYTES)).unwrap_or(u32::MAX);
         let room = Arc::clone(&self.room).acquire_many_owned(needed);
         let late = |_| self.context.link.too_late("commit", self.op_timeout, false);

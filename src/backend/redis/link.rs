@@ -268,6 +268,22 @@ impl Link {
         Error::Timeout { operation, after, outcome_unknown: sent }
     }
 
+    /// Returns the error that trouble means for an operation with so much time.
+    pub(super) fn failed(
+        &self,
+        operation: &'static str,
+        after: Duration,
+        trouble: Trouble,
+    ) -> Error {
+        match trouble {
+            Trouble::Refused(error) => error,
+            Trouble::Lost => self.too_late(operation, after, true),
+            Trouble::Unsent | Trouble::Away | Trouble::NoScript => {
+                self.too_late(operation, after, false)
+            }
+        }
+    }
+
     /// Proves the connection alive until it is not, or was said to be broken.
     pub(super) async fn watch(&self, every: Duration) {
         loop {

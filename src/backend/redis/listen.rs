@@ -3,11 +3,13 @@
 use std::sync::Arc;
 use std::sync::Weak;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use ahash::AHashMap;
 use bytes::Bytes;
 use parking_lot::Mutex;
 use redis::{PushInfo, PushKind, Value};
+use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::hole::Hole;
@@ -216,8 +218,22 @@ impl Subscriptions {
         (of(false), of(true))
     }
 
-    /// Ends subscriptions that nobody needs any more.
-    pub(super) async fn end(&self, link: &Link, names: Vec<(Vec<u8>, bool)>, deadline: Instant) {
+    /// Ends what nobody needs any more, until the sender of the names goes.
+    pub(super) async fn end_unneeded(
+        &self,
+        link: &Link,
+        mut over: mpsc::UnboundedReceiver<Vec<(Vec<u8>, bool)>>,
+        limit: Duration,
+    ) {
+        while let Some(mut names) = over.recv().await {
+            while let Ok(more) = over.try_recv() {
+                names.extend(more);
+            }
+            self.end(link, names, Instant::now() + limit).await;
+        }
+    }
+
+    async fn end(&self, link: &Link, names: Vec<(Vec<u8>, bool)>, deadline: Instant) {
         let _turn = self.turn.lock().await;
         for patterns in [false, true] {
             let some: Vec<Vec<u8>> = {

@@ -43,7 +43,7 @@ pub use self::raw::{RedisClient, Reply};
 
 use self::dial::Dialer;
 use self::session::Session;
-use super::replay::{self, Kept, Replay};
+use super::replay::{Kept, Replay};
 use super::{
     Backend, Capabilities, ClaimRequest, Committed, ConnectionState, DeadLetter, Delivery,
     GroupSpec, Health, Inspection, Lease, ListenRequest, Listener, MessageAction, MessageId,
@@ -106,13 +106,6 @@ impl RedisBackend {
     }
 }
 
-fn at_least_one(what: &'static str, value: usize) -> Result<()> {
-    if value > 0 {
-        return Ok(());
-    }
-    Err(Error::InvalidArgument { what, value: value.to_string(), rule: "must be at least 1" })
-}
-
 #[async_trait]
 impl Backend for RedisBackend {
     fn capabilities(&self) -> &Capabilities {
@@ -149,10 +142,7 @@ impl Backend for RedisBackend {
     }
 
     async fn listen(&self, request: ListenRequest) -> Result<Box<dyn Listener>> {
-        at_least_one("buffer", request.buffer)?;
-        if request.since.is_some() && !self.capabilities.replay {
-            return Err(replay::unsupported("redis"));
-        }
+        request.check(&self.capabilities)?;
         let session = self.session()?;
         let names = &session.receiver.names;
         let wanted = request
@@ -208,12 +198,7 @@ impl Backend for RedisBackend {
     }
 
     async fn claim(&self, request: &ClaimRequest) -> Result<Vec<Delivery>> {
-        at_least_one("max", request.max)?;
-        at_least_one("max_deliveries", request.max_deliveries as usize)?;
-        if request.lease.is_zero() {
-            let rule = "must be longer than 0 s";
-            return Err(Error::InvalidArgument { what: "lease", value: "0 s".into(), rule });
-        }
+        request.check()?;
         let session = self.session()?;
         // A dropped caller must not take deliveries along: the claim ends on its own, and gives back
         // what nobody takes.

@@ -11,7 +11,7 @@ use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use super::dial::{Dialer, Push, refusal};
+use super::dial::{Dialer, Push, within};
 use super::hole::Hole;
 use super::link::{self, Link, Status, Trouble};
 use super::listen::{Needed, Subscriptions};
@@ -135,7 +135,7 @@ impl RedisClient {
             return Ok(());
         }
         let status = Arc::new(Status::default());
-        let (unneeded, mut over) = mpsc::unbounded_channel();
+        let (unneeded, over) = mpsc::unbounded_channel();
         let open = Arc::new(Open {
             commands: Arc::new(Link::new("command connection", Arc::clone(&status))),
             pushes: Arc::new(Link::new("pub/sub connection", status)),
@@ -180,11 +180,7 @@ impl RedisClient {
         };
         open.tasks.spawn(link::keep(Arc::clone(&pushes), every, move || hole.begin(), make, || {}));
         let (subscriptions, limit) = (Arc::clone(&open.subscriptions), self.config.net.op_timeout);
-        open.tasks.spawn(async move {
-            while let Some(names) = over.recv().await {
-                subscriptions.end(&pushes, names, Instant::now() + limit).await;
-            }
-        });
+        open.tasks.spawn(async move { subscriptions.end_unneeded(&pushes, over, limit).await });
         *self.open.lock() = Some(open);
         Ok(())
     }
@@ -246,12 +242,7 @@ impl RedisClient {
     }
 
     fn failed(&self, open: &Open, trouble: Trouble) -> Error {
-        let after = self.config.net.op_timeout;
-        match trouble {
-            Trouble::Refused(error) => error,
-            Trouble::Lost => open.commands.too_late("command", after, true),
-            _ => open.commands.too_late("command", after, false),
-        }
+        open.commands.failed("command", self.config.net.op_timeout, trouble)
     }
 
     /// Subscribes to a channel; what is published after this returned is received, up to `ring`
@@ -321,14 +312,8 @@ impl Listening {
         let (names, _) = self.subscriptions.all();
         self.hole.expect(names.len());
         let ready = link::subscribe(&mut connection, &names, false);
-        match tokio::time::timeout(self.limit, ready).await {
-            Ok(Ok(())) => Ok((connection, endpoint.to_string())),
-            Ok(Err(error)) => Err(refusal(&endpoint, &error)),
-            Err(_) => {
-                let reason = format!("no answer within {:?}", self.limit);
-                Err(crate::net::failed(&endpoint, &reason))
-            }
-        }
+        within(self.limit, &endpoint, ready).await?;
+        Ok((connection, endpoint.to_string()))
     }
 }
 

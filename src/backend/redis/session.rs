@@ -12,7 +12,7 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::batch::Channels;
-use super::dial::{Dialer, Push, ask, refusal};
+use super::dial::{Dialer, Push, ask, within};
 use super::lanes::{Context, Lane, load};
 use super::link::{self, Link, Status, Trouble};
 use super::listen::{Names, Needed, Receiver, Subscriptions};
@@ -129,7 +129,10 @@ impl Session {
             Arc::clone(&session.context),
             woken,
         ));
-        session.tasks.spawn(end_subscriptions(maker, over));
+        let (subscriptions, pushes) = (Arc::clone(&session.subscriptions), session.pushes.clone());
+        let limit = session.config.net.op_timeout;
+        let ends = async move { subscriptions.end_unneeded(&pushes, over, limit).await };
+        session.tasks.spawn(ends);
         Ok(session)
     }
 
@@ -203,14 +206,7 @@ impl Session {
 
     /// Returns the error that trouble means for an operation.
     pub(super) fn failed(&self, operation: &'static str, trouble: Trouble) -> Error {
-        let after = self.config.net.op_timeout;
-        match trouble {
-            Trouble::Refused(error) => error,
-            Trouble::Lost => self.commands.too_late(operation, after, true),
-            Trouble::Unsent | Trouble::Away | Trouble::NoScript => {
-                self.commands.too_late(operation, after, false)
-            }
-        }
+        self.commands.failed(operation, self.config.net.op_timeout, trouble)
     }
 
     /// Subscribes to names and patterns of the server and waits for its confirmation.
@@ -285,11 +281,8 @@ impl Maker {
                 other => other.map(drop),
             }
         };
-        match tokio::time::timeout(limit, ready).await {
-            Ok(Ok(())) => Ok((connection, endpoint.to_string())),
-            Ok(Err(error)) => Err(refusal(&endpoint, &error)),
-            Err(_) => Err(silent(&endpoint, limit)),
-        }
+        within(limit, &endpoint, ready).await?;
+        Ok((connection, endpoint.to_string()))
     }
 
     /// Connects and subscribes to everything that is wanted.
@@ -305,29 +298,27 @@ impl Maker {
         names.push(self.receiver.names.wake.clone().into_bytes());
         self.receiver.hole.expect(names.len() + patterns.len());
         let ready = async {
-            link::subscribe(&mut connection, &names, false).await?;
-            link::subscribe(&mut connection, &patterns, true).await
-        };
-        match tokio::time::timeout(limit, ready).await {
-            Ok(Ok(())) => Ok((connection, endpoint.to_string())),
-            // Who only publishes needs no wake-ups.
-            Ok(Err(error))
-                if error.code() == Some("NOPERM") && self.subscriptions.all().0.is_empty() =>
-            {
-                self.pushes.status.warn(
-                    "the user may not subscribe: nothing is received, and consumers are woken by \
-                     the sweep only",
-                );
-                Ok((connection, endpoint.to_string()))
+            let mut subscribed = link::subscribe(&mut connection, &names, false).await;
+            if subscribed.is_ok() {
+                subscribed = link::subscribe(&mut connection, &patterns, true).await;
             }
-            Ok(Err(error)) => Err(refusal(&endpoint, &error)),
-            Err(_) => Err(silent(&endpoint, limit)),
-        }
+            match subscribed {
+                // Who only publishes needs no wake-ups.
+                Err(error)
+                    if error.code() == Some("NOPERM") && self.subscriptions.all().0.is_empty() =>
+                {
+                    self.pushes.status.warn(
+                        "the user may not subscribe: nothing is received, and consumers are woken \
+                         by the sweep only",
+                    );
+                    Ok(())
+                }
+                other => other,
+            }
+        };
+        within(limit, &endpoint, ready).await?;
+        Ok((connection, endpoint.to_string()))
     }
-}
-
-fn silent(endpoint: &crate::config::Endpoint, limit: Duration) -> Error {
-    crate::net::failed(endpoint, &format!("no answer within {limit:?}"))
 }
 
 /// Wakes who waits here; a wake-up for nobody goes on to another process.
@@ -351,19 +342,5 @@ async fn pass_wakes(
             let deadline = Instant::now() + context.op_timeout;
             let _ = context.link.send(&command, deadline).await;
         }
-    }
-}
-
-/// Ends subscriptions that nobody needs.
-async fn end_subscriptions(
-    maker: Arc<Maker>,
-    mut over: mpsc::UnboundedReceiver<Vec<(Vec<u8>, bool)>>,
-) {
-    while let Some(mut names) = over.recv().await {
-        while let Ok(more) = over.try_recv() {
-            names.extend(more);
-        }
-        let deadline = Instant::now() + maker.config.net.op_timeout;
-        maker.subscriptions.end(&maker.pushes, names, deadline).await;
     }
 }

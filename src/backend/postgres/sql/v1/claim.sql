@@ -38,8 +38,8 @@ begin
 end $$;
 
 -- Says after how many microseconds a claim may succeed (0 = now, at most p_await; no bindings: none
--- can), and notes that somebody waits. When nobody was known to wait before, a publish at this very moment may notify
--- nobody, so the answer is short.
+-- can), and notes that somebody waits. When nobody was known to wait before, a publish at this very
+-- moment may notify nobody, so the answer is short.
 create function look_after(p_group integer, p_served integer[], p_await bigint) returns bigint
 language plpgsql set search_path from current
 set jit = off set enable_seqscan = off set enable_bitmapscan = off set plan_cache_mode = force_generic_plan as $$
@@ -85,8 +85,8 @@ begin
 end $$;
 
 -- Claims the best ready messages of a group. A claim that a crash undoes has not happened: what it
--- took is ready again, and its token is never given again. With p_await, one that gets fewer than
--- p_max notes that somebody waits: a last row without seq says in lease_until what `look_after` says.
+-- took is ready again, and its token is never given again. With p_await, one that gets nothing notes
+-- that somebody waits: its one row has no seq and says in lease_until what `look_after` says.
 create function claim(
     p_group text, p_pattern boolean[], p_text text[], p_max integer, p_lease bigint,
     p_max_deliveries integer, p_await bigint default null
@@ -183,7 +183,7 @@ begin
             m.crashes - 1, m.accepted_at, m.due_at;
         get diagnostics v_found = row_count;
     end if;
-    if p_await is not null and v_found < p_max then
+    if p_await is not null and v_found = 0 then
         seq := null;
         lease_until := look_after(v_group, v_served, p_await);
         return next;
