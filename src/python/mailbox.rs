@@ -5,6 +5,7 @@
 //! mailbox. The first token of a batch writes to an eventfd that the loop watches, which takes no
 //! GIL on the sending side; the loop then resolves the whole batch.
 
+use std::cell::RefCell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -16,7 +17,7 @@ use pyo3::exceptions::{PyRuntimeError, PyStopIteration};
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
-use pyo3::types::PyType;
+use pyo3::types::{PyType, PyWeakrefMethods, PyWeakrefReference};
 
 use super::runtime::{self, python_code};
 use crate::error::Error;
@@ -134,9 +135,35 @@ fn resolve(waiter: &Bound<'_, PyAny>) -> PyResult<()> {
     Ok(())
 }
 
+thread_local! {
+    /// The loop that this thread ran last, with the fork count, and its queue; it owns neither.
+    static LAST: RefCell<Option<(u32, Py<PyWeakrefReference>, Weak<Queue>)>> =
+        const { RefCell::new(None) };
+}
+
 impl Mailbox {
-    /// Returns the mailbox of a loop, making it on first use; it lives as long as the loop.
-    fn of(py: Python<'_>, event_loop: &Bound<'_, PyAny>) -> PyResult<Py<Self>> {
+    /// Returns the queue of a loop's mailbox, which is made on first use and lives as long as the
+    /// loop.
+    fn queue(py: Python<'_>, event_loop: &Bound<'_, PyAny>) -> PyResult<Weak<Queue>> {
+        // The fork count is part of each entry: a child must not share its parent's eventfd.
+        let forks = runtime::forks();
+        let last = LAST.with_borrow(|last| match last {
+            Some((made_at, weak, queue)) if *made_at == forks => {
+                let is_same = weak.bind(py).upgrade().is_some_and(|one| one.is(event_loop));
+                is_same.then(|| Weak::clone(queue))
+            }
+            _ => None,
+        });
+        if let Some(queue) = last {
+            return Ok(queue);
+        }
+        let queue = Arc::downgrade(&Self::of(py, event_loop, forks)?.get().queue);
+        let weak = PyWeakrefReference::new(event_loop)?.unbind();
+        LAST.set(Some((forks, weak, Weak::clone(&queue))));
+        Ok(queue)
+    }
+
+    fn of(py: Python<'_>, event_loop: &Bound<'_, PyAny>, forks: u32) -> PyResult<Py<Self>> {
         static MAILBOXES: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
         let mailboxes = MAILBOXES
             .get_or_try_init(py, || {
@@ -144,8 +171,6 @@ impl Mailbox {
                 class.call0().map(Bound::unbind)
             })?
             .bind(py);
-        // The fork count is part of the entry: a child must not share its parent's eventfd.
-        let forks = runtime::forks();
         let found = python_code(|| mailboxes.call_method1(intern!(py, "get"), (event_loop,)))?;
         if let Ok((made_at, mailbox)) = found.extract::<(u32, Py<Self>)>()
             && made_at == forks
@@ -204,7 +229,7 @@ impl Parking {
     /// Binds to the running loop.
     pub(crate) fn here(py: Python<'_>) -> PyResult<Self> {
         let event_loop = running_loop(py)?;
-        let queue = Arc::downgrade(&Mailbox::of(py, &event_loop)?.get().queue);
+        let queue = Mailbox::queue(py, &event_loop)?;
         let slot =
             Arc::new(Slot { queue, queued: AtomicBool::new(false), waiter: Mutex::new(None) });
         let waker = Waker::from(Arc::clone(&slot));
@@ -365,15 +390,15 @@ pub(crate) fn step<T>(
 ) -> PyResult<Step<T>> {
     let runtime = runtime::runtime()?;
     let _context = runtime.enter();
-    if parking.is_none() {
-        if let Poll::Ready(value) = poll(work.as_mut(), Waker::noop())? {
-            return Ok(Step::Ready(value));
-        }
-        *parking = Some(Parking::here(py)?);
+    let first = parking.as_ref().map_or(Waker::noop(), Parking::waker);
+    if let Poll::Ready(value) = poll(work.as_mut(), first)? {
+        return Ok(Step::Ready(value));
     }
-    let Some(parked) = parking.as_ref() else {
-        return Err(Error::Internal { reason: "no parking".into() }.into());
+    let parked = match parking {
+        Some(parked) => parked,
+        None => parking.insert(Parking::here(py)?),
     };
+    // Once more, now that a wake-up finds somebody.
     let waiter = parked.prepare(py)?;
     match poll(work, parked.waker())? {
         Poll::Ready(value) => {
