@@ -1,4 +1,4 @@
-"""Fixtures that every test shares: names of its own, the loop matrix, no leaked tasks."""
+"""Fixtures that every test shares: names of its own, waiting, no leaked tasks."""
 
 from __future__ import annotations
 
@@ -6,9 +6,13 @@ import asyncio
 import itertools
 import os
 import re
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
+from typing import Any
 
 import pytest
+
+from eventbus import testing
 
 _numbers = itertools.count(1)
 
@@ -19,6 +23,12 @@ def unique(request: pytest.FixtureRequest) -> Callable[[str], str]:
     test = re.sub(r"[^a-z0-9]+", "-", request.node.name.lower())[:60]
     mark = f"{os.getpid()}-{next(_numbers)}"
     return lambda name: f"{name}:{test}:{mark}"
+
+
+@pytest.fixture
+def eventually() -> Callable[..., Awaitable[Any]]:
+    """Wait until something is true, for ten seconds at most."""
+    return partial(testing.eventually, timeout=10.0)
 
 
 @pytest.fixture

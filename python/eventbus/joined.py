@@ -30,8 +30,8 @@ class Joined(Protocol):
         ...
 
 
-class _Asyncpg:
-    """A connection of asyncpg."""
+class _Driver:
+    """What the connections of both drivers have alike."""
 
     def __init__(self, connection: Any) -> None:
         self._connection = connection
@@ -39,21 +39,18 @@ class _Asyncpg:
     def block(self) -> AbstractAsyncContextManager[object]:
         block: AbstractAsyncContextManager[object] = self._connection.transaction()
         return block
+
+
+class _Asyncpg(_Driver):
+    """A connection of asyncpg."""
 
     async def figures(self, text: str, argument: str) -> list[int]:
         found: list[int] = await self._connection.fetchval(text, argument)
         return found
 
 
-class _Psycopg:
+class _Psycopg(_Driver):
     """A connection of psycopg."""
-
-    def __init__(self, connection: Any) -> None:
-        self._connection = connection
-
-    def block(self) -> AbstractAsyncContextManager[object]:
-        block: AbstractAsyncContextManager[object] = self._connection.transaction()
-        return block
 
     async def figures(self, text: str, argument: str) -> list[int]:
         # The caller may have chosen other kinds of cursors and rows.

@@ -250,46 +250,31 @@ async def test_what_was_buffered_on_a_loop_that_ended_is_flushed_by_the_next(bus
     assert seen == list(range(5))
 
 
+TWO_LOOPS = """
+bus = eventbus.connect()
+async def first():
+    await bus.connect()
+    await bus.subscribe("topic", lambda event: None, delivery="queued")
+    await bus.publish("topic", 0)
+    await bus.wait_idle()
+async def second():
+    for number in range(10):
+        await bus.publish("topic", number)
+    print(bus.counters["dropped"], bus.counters["delivered"])
+    await bus.close()
+"""
+
+
 def test_events_for_an_ended_loop_are_dropped_and_counted_in_silence() -> None:
-    run = run_script(
-        """
-        bus = eventbus.connect()
-        async def first():
-            await bus.connect()
-            await bus.subscribe("topic", lambda event: None, delivery="queued")
-            await bus.publish("topic", 0)
-            await bus.wait_idle()
-        async def second():
-            for number in range(10):
-                await bus.publish("topic", number)
-            print(bus.counters["dropped"], bus.counters["delivered"])
-            await bus.close()
-        asyncio.run(first())
-        asyncio.run(second())
-        """
-    )
+    run = run_script(TWO_LOOPS + "asyncio.run(first())\nasyncio.run(second())\n")
     assert (run.code, run.out, run.err) == (0, "10 1\n", "")
 
 
 def test_events_for_a_loop_closed_with_its_tasks_pending_are_dropped_and_counted() -> None:
     run = run_script(
-        """
-        bus = eventbus.connect()
-        async def first():
-            await bus.connect()
-            await bus.subscribe("topic", lambda event: None, delivery="queued")
-            await bus.publish("topic", 0)
-            await bus.wait_idle()
-        async def second():
-            for number in range(10):
-                await bus.publish("topic", number)
-            print(bus.counters["dropped"], bus.counters["delivered"])
-            await bus.close()
-        loop = asyncio.new_event_loop()
-        loop.run_until_complete(first())
-        loop.close()
-        asyncio.run(second())
-        """
+        TWO_LOOPS
+        + "loop = asyncio.new_event_loop()\nloop.run_until_complete(first())\nloop.close()\n"
+        + "asyncio.run(second())\n"
     )
     assert (run.code, run.out) == (0, "10 1\n")
     # What asyncio itself says of tasks that its user left pending.

@@ -101,11 +101,7 @@ async def test_lost_answers_to_publishes_double_nothing(
     assert proxy.count("drop_reply") >= count // 100
 
     journal = Journal(tmp_path, "consumer", sync=False)
-
-    async def handle(event: Event) -> None:
-        journal.write("done", event.payload["n"])
-
-    await consumer.consume(TOPIC, handle, group=GROUP)
+    await consumer.consume(TOPIC, journal.handle, group=GROUP)
     await drained(consumer, GROUP, 30)
     verdict = judge(tmp_path)
     assert not verdict.lost, str(verdict)
@@ -191,11 +187,7 @@ async def test_a_cut_inside_an_answer_to_a_claim_strands_nothing(
     publisher, consumer = await connected(), await connected(proxy.port)
     journal = Journal(tmp_path, "consumer", sync=False)
     load = Load(publisher, TOPIC, tmp_path)
-
-    async def handle(event: Event) -> None:
-        journal.write("done", event.payload["n"])
-
-    await consumer.consume(TOPIC, handle, group=GROUP, concurrency=8, lease=1.0)
+    await consumer.consume(TOPIC, journal.handle, group=GROUP, concurrency=8, lease=1.0)
     for number in range(cuts):
         proxy.cut_after(1 + (number * 37) % 700)
         await load.many(5)
@@ -213,11 +205,7 @@ async def test_a_reset_of_every_connection_is_survived(
     bus = await connected(proxy.port)
     journal = Journal(tmp_path, "consumer", sync=False)
     load = Load(bus, TOPIC, tmp_path)
-
-    async def handle(event: Event) -> None:
-        journal.write("done", event.payload["n"])
-
-    await bus.consume(TOPIC, handle, group=GROUP, lease=1.0)
+    await bus.consume(TOPIC, journal.handle, group=GROUP, lease=1.0)
     for _ in range(5):
         loading = asyncio.create_task(load.many(50))
         await asyncio.sleep(0.02)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from typing import Any
 
 from bridge.support import sizes
 from chaos.conftest import Connect
@@ -46,8 +47,19 @@ class Flood:
         await self._task
 
 
-def check(seen: Seen, flood: Flood) -> None:
+async def begin(connected: Connect, port: int | None = None, **options: Any) -> tuple[Seen, Flood]:
+    """Begin to publish, heard from the beginning by a bus that may stand behind a proxy."""
+    listener, publisher = await connected(port, retention=3600), await connected()
+    seen = Seen()
+    await listener.subscribe(TOPIC, seen.event, on_gap=seen.gap, since="beginning", **options)
+    return seen, Flood(publisher)
+
+
+async def end(seen: Seen, flood: Flood) -> None:
     """Check that every number came once and in order, and that no gap was announced."""
+    await flood.stop()
+    assert await soon(lambda: len(set(seen.numbers)) >= flood.count, 20)
+    await asyncio.sleep(0.1)
     assert not seen.gaps
     numbers = [
         number
@@ -61,28 +73,19 @@ def check(seen: Seen, flood: Flood) -> None:
 async def test_a_lost_connection_is_filled_from_what_is_kept(
     count: int, broker: Broker, connected: Connect
 ) -> None:
-    listener, publisher = await connected(retention=3600), await connected()
-    seen = Seen()
-    await listener.subscribe(TOPIC, seen.event, on_gap=seen.gap, since="beginning")
-    flood = Flood(publisher)
+    seen, flood = await begin(connected)
     for _ in range(count):
         await asyncio.sleep(0.15)
         broker.cut_listeners()
     await asyncio.sleep(0.3)
-    await flood.stop()
-    assert await soon(lambda: len(seen.numbers) >= flood.count, 15)
-    await asyncio.sleep(0.1)
-    check(seen, flood)
+    await end(seen, flood)
 
 
 @sizes(4, 30)
 async def test_cut_and_held_replies_are_read_again(
     count: int, proxy: FaultProxy, connected: Connect
 ) -> None:
-    listener, publisher = await connected(proxy.port, retention=3600), await connected()
-    seen = Seen()
-    await listener.subscribe(TOPIC, seen.event, on_gap=seen.gap, since="beginning", queue_size=64)
-    flood = Flood(publisher)
+    seen, flood = await begin(connected, proxy.port, queue_size=64)
     chance = random.Random(proxy.seed)
     for _ in range(count):
         await asyncio.sleep(0.2)
@@ -91,30 +94,21 @@ async def test_cut_and_held_replies_are_read_again(
         await asyncio.sleep(0.3)
         proxy.cut(rst=True)
     proxy.heal()
-    await flood.stop()
-    assert await soon(lambda: len(seen.numbers) >= flood.count, 20)
-    await asyncio.sleep(0.1)
-    check(seen, flood)
+    await end(seen, flood)
 
 
 @sizes(2, 10)
 async def test_a_crashed_server_goes_on_where_it_was(
     count: int, broker: Broker, connected: Connect
 ) -> None:
-    listener, publisher = await connected(retention=3600), await connected()
-    seen = Seen()
-    await listener.subscribe(TOPIC, seen.event, on_gap=seen.gap, since="beginning")
-    flood = Flood(publisher)
+    seen, flood = await begin(connected)
     for _ in range(count):
         await asyncio.sleep(0.5)
         broker.crash()
         await asyncio.sleep(0.2)
         await asyncio.to_thread(broker.start)
     await asyncio.sleep(1.0)
-    await flood.stop()
-    assert await soon(lambda: len(set(seen.numbers)) >= flood.count, 20)
-    await asyncio.sleep(0.1)
-    check(seen, flood)
+    await end(seen, flood)
 
 
 async def test_a_slow_replay_holds_bounded_memory(connected: Connect) -> None:

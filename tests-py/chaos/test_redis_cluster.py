@@ -50,6 +50,20 @@ def home(cluster: RedisCluster, bus_prefix: str) -> tuple[int, RedisServer]:
     return slot, cluster.node_of(slot)
 
 
+async def under_load(
+    publisher: Bus, worker: Bus, folder: Path
+) -> tuple[Load, asyncio.Task[None], Markers]:
+    """Begin to publish, to handle and to write both down, and return when it is under way."""
+    journal = Journal(folder, "consumer", sync=False)
+    await worker.consume(TOPIC, journal.handle, group=GROUP, lease=1.0)
+    markers = Markers(worker, "markers")
+    await markers.start()
+    load = Load(publisher, TOPIC, folder)
+    loading = asyncio.create_task(load.run())
+    await asyncio.sleep(0.3)
+    return load, loading, markers
+
+
 async def test_everything_works_on_a_cluster(cluster: RedisCluster, buses: list[Bus]) -> None:
     publisher, worker = buses
     done: list[Any] = []
@@ -78,17 +92,7 @@ async def test_a_slot_that_moves_under_load_takes_the_bus_with_it(
     cluster: RedisCluster, buses: list[Bus], tmp_path: Path
 ) -> None:
     publisher, worker = buses
-    journal = Journal(tmp_path, "consumer", sync=False)
-    load = Load(publisher, TOPIC, tmp_path)
-
-    async def handle(event: Event) -> None:
-        journal.write("done", event.payload["n"])
-
-    await worker.consume(TOPIC, handle, group=GROUP, lease=1.0)
-    markers = Markers(worker, "markers")
-    await markers.start()
-    loading = asyncio.create_task(load.run())
-    await asyncio.sleep(0.3)
+    load, loading, markers = await under_load(publisher, worker, tmp_path)
     slot, node = home(cluster, "test-a-slot")
     target = next(one for one in cluster.nodes if one is not node)
     loop = asyncio.get_running_loop()
@@ -110,17 +114,7 @@ async def test_the_bus_survives_the_death_of_its_node(
     cluster: RedisCluster, buses: list[Bus], tmp_path: Path
 ) -> None:
     publisher, worker = buses
-    journal = Journal(tmp_path, "consumer", sync=False)
-    load = Load(publisher, TOPIC, tmp_path)
-
-    async def handle(event: Event) -> None:
-        journal.write("done", event.payload["n"])
-
-    await worker.consume(TOPIC, handle, group=GROUP, lease=1.0)
-    markers = Markers(worker, "markers")
-    await markers.start()
-    loading = asyncio.create_task(load.run())
-    await asyncio.sleep(0.3)
+    load, loading, markers = await under_load(publisher, worker, tmp_path)
     _, node = home(cluster, "test-the-bus")
     loop = asyncio.get_running_loop()
     await loop.run_in_executor(None, node.kill)

@@ -9,7 +9,7 @@ import pytest
 
 from bridge.support import seeded
 from chaos.load import Load, drained
-from eventbus import Event, connect
+from eventbus import connect
 from servers.brokers import QUICK
 from servers.checker import Journal, judge
 from servers.redis_server import RedisServer
@@ -45,12 +45,8 @@ async def test_a_file_without_its_end_loses_its_end_and_nothing_else(
         safe = 20 * sum(size <= left for size in sizes)
         server.start()
         journal = Journal(tmp_path, "consumer", sync=False)
-
-        async def handle_event(event: Event) -> None:
-            journal.write("done", event.payload["n"])
-
         async with connect(server.url(), **QUICK) as bus:
-            await bus.consume(TOPIC, handle_event, group=GROUP)
+            await bus.consume(TOPIC, journal.handle, group=GROUP)
             await drained(bus, GROUP, 10)
             await bus.publish(TOPIC, {"n": 1_000_000})
             await asyncio.sleep(0.2)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from chaos.load import Load, Markers, all_done, drained
-from eventbus import Bus, Event, connect
+from eventbus import Bus, connect
 from servers.brokers import QUICK
 from servers.checker import Journal, judge
 from servers.sentinel import SentinelSet
@@ -42,11 +42,7 @@ async def test_a_fail_over_under_load_ends_with_everybody_on_the_new_master(
     publisher, listener = buses
     journal = Journal(tmp_path, "consumer", sync=False)
     load = Load(publisher, TOPIC, tmp_path, pause=0.01)
-
-    async def handle(event: Event) -> None:
-        journal.write("done", event.payload["n"])
-
-    await listener.consume(TOPIC, handle, group=GROUP, lease=1.0)
+    await listener.consume(TOPIC, journal.handle, group=GROUP, lease=1.0)
     markers = Markers(listener, "markers")
     await markers.start()
     await markers.alive(publisher)

@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -85,6 +86,22 @@ def backend(request: pytest.FixtureRequest) -> Backend:
     return found
 
 
+@asynccontextmanager
+async def buses(address: str, **defaults: Any) -> AsyncIterator[MakeBus]:
+    """Give a function that makes a connected bus; at the end all of them are drained."""
+    made: list[Bus] = []
+
+    async def make(url: str | None = None, **options: Any) -> Bus:
+        bus = connect(url or address, **{**defaults, **options})
+        made.append(bus)
+        await bus.connect()
+        return bus
+
+    yield make
+    for bus in made:
+        await bus.drain(2.0)
+
+
 @pytest.fixture
 async def make_bus(
     backend: Backend, unique: Callable[[str], str], no_leaked_tasks: None
@@ -96,17 +113,8 @@ async def make_bus(
     # A schema's name is short and plain.
     schema = f"test_{os.getpid()}_{next(_schemas)}"
     url = backend.url.format(unique=name, redis=redis, postgres=postgres, schema=schema)
-    made: list[Bus] = []
-
-    async def make(**options: Any) -> Bus:
-        bus = connect(url, **{**backend.options, **options})
-        made.append(bus)
-        await bus.connect()
-        return bus
-
-    yield make
-    for bus in made:
-        await bus.drain(2.0)
+    async with buses(url, **backend.options) as make:
+        yield make
 
 
 @pytest.fixture

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 import os
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
@@ -13,11 +11,12 @@ import asyncpg
 import psycopg
 import pytest
 
-from eventbus import Bus, connect
+from conformance.conftest import MakeBus, bus, buses
 from servers.postgres import PostgresServer
 from servers.shared import shared_postgres
 
-MakeBus = Callable[..., Awaitable[Bus]]
+__all__ = ["Caller", "Eventually", "MakeBus", "bus", "caller", "make_bus", "schema", "server"]
+
 Eventually = Callable[[Callable[[], object]], Awaitable[None]]
 
 _schemas = itertools.count(1)
@@ -38,36 +37,8 @@ def schema() -> str:
 @pytest.fixture
 async def make_bus(server: PostgresServer, schema: str) -> AsyncIterator[MakeBus]:
     """Return a function that makes a connected bus on the test's schema."""
-    made: list[Bus] = []
-
-    async def make(url: str | None = None, **options: Any) -> Bus:
-        bus = connect(url or server.url(), **{"schema": schema, **options})
-        made.append(bus)
-        await bus.connect()
-        return bus
-
-    yield make
-    for bus in made:
-        await bus.drain(2.0)
-
-
-@pytest.fixture
-async def bus(make_bus: MakeBus) -> Bus:
-    """A connected bus."""
-    return await make_bus()
-
-
-@pytest.fixture
-def eventually() -> Eventually:
-    """Wait until something is true, for ten seconds at most."""
-
-    async def wait(condition: Callable[[], object]) -> None:
-        deadline = time.monotonic() + 10.0
-        while not condition():
-            assert time.monotonic() < deadline, "the condition did not come true within 10 s"
-            await asyncio.sleep(0.005)
-
-    return wait
+    async with buses(server.url(), schema=schema) as make:
+        yield make
 
 
 class Caller:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from eventbus import EventBusError, Gap
+from eventbus import Event, EventBusError, Gap
 
 Kind = Literal["attempt", "ok", "fail", "unknown", "start", "effect", "done", "settled"]
 """Publishers write the first four. Handlers write ``start``, ``effect`` (what they do to the
@@ -50,6 +50,10 @@ class Journal:
         os.write(self._file, json.dumps(line).encode() + b"\n")
         if self._sync:
             os.fdatasync(self._file)
+
+    async def handle(self, event: Event) -> None:
+        """Handle an event: write that it was done."""
+        self.write("done", event.payload["n"])
 
     async def publish(self, publishing: Any, number: int, **more: Any) -> bool:
         """Await a publish and write how it went; returns whether it was accepted.

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import os
 import pwd
-import shutil
-import signal
 import socket
 from contextlib import suppress
 from typing import Self
 
 from servers.postgres import SUPERUSER, PostgresServer
-from servers.process import Process, binary, free_port, temporary_folder, unprivileged
+from servers.process import binary, unprivileged
+from servers.server import Server
 
 
-class PgBouncer:
+class PgBouncer(Server):
     """A ``pgbouncer``, by default one that gives each transaction any connection.
 
     Attributes:
@@ -31,9 +30,8 @@ class PgBouncer:
             mode: ``transaction``, ``session`` or ``statement``.
             pool_size: Connections to the server.
         """
-        self.port = free_port()
         user = unprivileged()
-        self.folder = temporary_folder("pgbouncer", user)
+        super().__init__("pgbouncer", user)
         users = self.folder / "users.txt"
         users.write_text(f'"{SUPERUSER}" ""\n')
         self._config = self.folder / "pgbouncer.ini"
@@ -49,16 +47,10 @@ class PgBouncer:
             owner = pwd.getpwnam(user)
             for file in (users, self._config):
                 os.chown(file, owner.pw_uid, owner.pw_gid)
-        self._process = Process("pgbouncer", self.folder / "log", user)
 
     def url(self, database: str = "postgres") -> str:
         """Return the address for ``connect``."""
         return f"postgresql://{SUPERUSER}@127.0.0.1:{self.port}/{database}"
-
-    @property
-    def log(self) -> str:
-        """The end of its log."""
-        return self._process.tail()
 
     def start(self) -> Self:
         """Start it and wait until it takes connections."""
@@ -70,16 +62,3 @@ class PgBouncer:
         with suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1.0):
             return True
         return False
-
-    def close(self) -> None:
-        """Kill it."""
-        self._process.end(signal.SIGKILL)
-        shutil.rmtree(self.folder, ignore_errors=True)
-
-    def __enter__(self) -> Self:
-        """Start it."""
-        return self.start()
-
-    def __exit__(self, *_: object) -> None:
-        """Kill it."""
-        self.close()

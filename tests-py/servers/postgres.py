@@ -6,7 +6,6 @@ import contextlib
 import os
 import pwd
 import resource
-import shutil
 import signal
 import subprocess
 from collections.abc import Mapping
@@ -17,14 +16,15 @@ from typing import Any, Self
 import psycopg
 
 from servers.certificates import Certificates
-from servers.process import Process, binary, free_port, temporary_folder, unprivileged
+from servers.process import binary, temporary_folder, unprivileged
+from servers.server import Server
 
 SUPERUSER = "postgres"
 
 _HOW = {"smart": signal.SIGTERM, "fast": signal.SIGINT, "immediate": signal.SIGQUIT}
 
 
-class PostgresServer:
+class PostgresServer(Server):
     """A ``postgres`` on a port of its own, with a cluster of its own.
 
     Attributes:
@@ -51,11 +51,10 @@ class PostgresServer:
             client_certificates: Whether clients must show one.
             password: Ask for it (SCRAM) on TCP; the Unix socket is open.
         """
-        self.port = free_port()
+        self._user = unprivileged()
+        super().__init__("postgres", self._user)
         self.tls = tls
         self.password = password
-        self._user = unprivileged()
-        self.folder = temporary_folder("postgres", self._user)
         self.data = self.folder / "data"
         _copy(_image or _template(), self.data)
         with contextlib.suppress(FileNotFoundError):
@@ -79,7 +78,6 @@ class PostgresServer:
         text = [f"{name} = '{value}'" for name, value in (lines | (config or {})).items()]
         (self.data / "postgresql.auto.conf").write_text("\n".join(text) + "\n")
         (self.data / "pg_hba.conf").write_text(self._access(client_certificates))
-        self._process = Process("postgres", self.folder / "log", self._user)
 
     def _owner(self) -> tuple[int, int]:
         if self._user is None:
@@ -103,21 +101,6 @@ class PostgresServer:
         address = f"postgresql://{user}{secret}@127.0.0.1:{self.port}/{database}"
         return f"{address}?{tail}" if tail else address
 
-    @property
-    def pid(self) -> int:
-        """The process id of the postmaster."""
-        return self._process.pid
-
-    @property
-    def running(self) -> bool:
-        """Whether the postmaster lives."""
-        return self._process.running
-
-    @property
-    def log(self) -> str:
-        """The end of its log."""
-        return self._process.tail()
-
     def start(self) -> Self:
         """Start it and wait until it has recovered and takes connections."""
         self._process.start([binary("postgres"), "-D", str(self.data)])
@@ -138,10 +121,6 @@ class PostgresServer:
     def stop(self, how: str = "fast") -> None:
         """Shut it down: ``smart``, ``fast`` or ``immediate``, which needs a recovery afterwards."""
         self._process.end(_HOW[how])
-
-    def kill(self) -> None:
-        """Kill every process of it with SIGKILL."""
-        self._process.end(signal.SIGKILL)
 
     def restart(self, how: str = "fast") -> Self:
         """End it and start it again on the same port and data; ``how`` may be ``kill`` too."""
@@ -238,16 +217,7 @@ class PostgresServer:
         if self._process.running:
             # Not SIGKILL: its segment of shared memory would stay behind.
             self._process.end(signal.SIGQUIT, within=5.0)
-        self._process.forget()
-        shutil.rmtree(self.folder, ignore_errors=True)
-
-    def __enter__(self) -> Self:
-        """Start it."""
-        return self.start()
-
-    def __exit__(self, *_: object) -> None:
-        """End it and remove its data."""
-        self.close()
+        super().close()
 
 
 @cache

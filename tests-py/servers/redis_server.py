@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import resource
-import shutil
 import signal
 import socket
 from collections.abc import Mapping, Sequence
@@ -16,10 +15,11 @@ import redis
 import redis.asyncio
 
 from servers.certificates import Certificates
-from servers.process import Process, binary, free_port, temporary_folder
+from servers.process import binary
+from servers.server import Server
 
 
-class RedisServer:
+class RedisServer(Server):
     """A ``redis-server`` on a port of its own, with its data in a folder of its own.
 
     Attributes:
@@ -50,9 +50,8 @@ class RedisServer:
             config: Further lines of its configuration.
             users: ACL lines, as ``worker on >secret ~bus:* +@all``.
         """
-        self.port = free_port()
+        super().__init__("redis-server")
         self.tls = tls
-        self.folder = temporary_folder("redis")
         self.socket = self.folder / "redis.sock"
         lines: dict[str, str | int] = {
             "bind": "127.0.0.1",
@@ -82,7 +81,6 @@ class RedisServer:
         text += [f"user {line}" for line in users]
         self._config = self.folder / "redis.conf"
         self._config.write_text("\n".join(text) + "\n")
-        self._process = Process("redis-server", self.folder / "log")
 
     def url(self, database: int = 0, user: str = "") -> str:
         """Return the address for ``connect``.
@@ -93,21 +91,6 @@ class RedisServer:
         """
         scheme = "rediss" if self.tls else "redis"
         return f"{scheme}://{user + '@' if user else ''}127.0.0.1:{self.port}/{database}"
-
-    @property
-    def pid(self) -> int:
-        """Its process id."""
-        return self._process.pid
-
-    @property
-    def running(self) -> bool:
-        """Whether its process lives."""
-        return self._process.running
-
-    @property
-    def log(self) -> str:
-        """The end of its log."""
-        return self._process.tail()
 
     def start(self) -> Self:
         """Start it and wait until it has loaded its data and answers."""
@@ -132,10 +115,6 @@ class RedisServer:
     def stop(self) -> None:
         """Shut it down in an orderly way."""
         self._process.end(signal.SIGTERM)
-
-    def kill(self) -> None:
-        """Kill it with SIGKILL."""
-        self._process.end(signal.SIGKILL)
 
     def restart(self, *, kill: bool = False) -> Self:
         """End it and start it again on the same port and data."""
@@ -183,16 +162,3 @@ class RedisServer:
         """Return the processor time that it used, in seconds."""
         fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-    def close(self) -> None:
-        """Kill it and remove its data."""
-        self._process.forget()
-        shutil.rmtree(self.folder, ignore_errors=True)
-
-    def __enter__(self) -> Self:
-        """Start it."""
-        return self.start()
-
-    def __exit__(self, *_: object) -> None:
-        """Kill it and remove its data."""
-        self.close()

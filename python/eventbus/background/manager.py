@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import glob
 import logging
 import time
 import uuid
@@ -122,8 +123,8 @@ class BackgroundTaskManager:
         if self._bus.state == "new":
             await self._bus.connect()
         # The prefix is a name of ours, not a pattern.
-        literal = "".join(f"[{one}]" if one in "*?[" else one for one in self._prefix)
-        self._stream = self._bus.stream(pattern=f"{literal}:*", on_gap=self._gap)
+        pattern = f"{glob.escape(self._prefix)}:*"
+        self._stream = self._bus.stream(pattern=pattern, on_gap=self._gap)
         await self._stream.__aenter__()
         await self._liveness.renew()
         self._live = True

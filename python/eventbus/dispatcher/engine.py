@@ -8,7 +8,7 @@ import logging
 import random
 import time
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Generic, TypeAlias
@@ -114,6 +114,10 @@ class _Side(Generic[H]):
         self.report = report
 
 
+def _task(work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+    return asyncio.get_running_loop().create_task(work, name=f"eventbus-dispatcher-{name}")
+
+
 class Engine(Generic[H]):
     """Receives events of a transport and runs the handlers registered for their names."""
 
@@ -130,7 +134,7 @@ class Engine(Generic[H]):
         self.consumers = self._consuming.table
         self.subscribers = self._subscribing.table
         self._calls: dict[asyncio.Task[None], _Flight] = {}
-        self._helpers: set[asyncio.Task[Any]] = set()
+        self._helpers: set[asyncio.Task[None]] = set()
         self._loops: list[asyncio.Task[None]] = []
         self._in_hand: dict[Incoming, None] = {}
         self._done: list[Incoming] = []
@@ -190,9 +194,14 @@ class Engine(Generic[H]):
             limit = self.options.concurrency + self.consumers.coalescing
             self.transport.consume(frozenset(self.consumers), limit)
 
-    def _spawn(self, loop: Any, name: str) -> None:
-        task = asyncio.get_running_loop().create_task(loop, name=f"eventbus-dispatcher-{name}")
-        self._loops.append(task)
+    def _spawn(self, loop: Coroutine[Any, Any, None], name: str) -> None:
+        self._loops.append(_task(loop, name))
+
+    def _help(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        """Do something beside the handlers; ``close`` waits for it a moment."""
+        task = _task(work, name)
+        self._helpers.add(task)
+        task.add_done_callback(self._helpers.discard)
 
     async def close(self) -> None:
         """Take nothing more, wait for running handlers, give back what did not end. Idempotent.
@@ -354,8 +363,8 @@ class Engine(Generic[H]):
             flight.unfinished = True
             raise
 
-    def _start(self, call: Any, flight: _Flight) -> None:
-        task = asyncio.get_running_loop().create_task(call, name="eventbus-dispatcher-call")
+    def _start(self, call: Coroutine[Any, Any, None], flight: _Flight) -> None:
+        task = _task(call, "call")
         self._calls[task] = flight
         task.add_done_callback(self._forget)
 
@@ -441,10 +450,7 @@ class Engine(Generic[H]):
         flight.error = error
         self.counts["failed"] += 1
         if side.report is not None:
-            report = self._report(side.report, error)
-            task = asyncio.get_running_loop().create_task(report, name="eventbus-dispatcher-report")
-            self._helpers.add(task)
-            task.add_done_callback(self._helpers.discard)
+            self._help(self._report(side.report, error), "report")
             return
         asyncio.get_running_loop().call_exception_handler(
             {
@@ -470,10 +476,7 @@ class Engine(Generic[H]):
             return
         if flight.error is not None and self.options.retry:
             del self._in_hand[incoming]
-            retry = self._retry(incoming, flight.error)
-            task = asyncio.get_running_loop().create_task(retry, name="eventbus-dispatcher-retry")
-            self._helpers.add(task)
-            task.add_done_callback(self._helpers.discard)
+            self._help(self._retry(incoming, flight.error), "retry")
             return
         self._settle(incoming)
 
@@ -489,9 +492,7 @@ class Engine(Generic[H]):
         del self._in_hand[incoming]
         self._done.append(incoming)
         if self._flusher is None:
-            flush = self._flush_soon()
-            task = asyncio.get_running_loop().create_task(flush, name="eventbus-dispatcher-ack")
-            self._flusher = task
+            self._flusher = _task(self._flush_soon(), "ack")
 
     async def _flush_soon(self) -> None:
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import glob
 import itertools
 import logging
 import uuid
@@ -311,8 +312,8 @@ class BusTransport:
 
     async def listen(self, on_gap: OnGap) -> None:
         """Subscribe to every name of the prefix."""
-        literal = "".join(f"[{one}]" if one in "*?[" else one for one in self._prefix)
-        stream = self._bus.stream(pattern=f"{literal}:*", buffer=self._queue_size, on_gap=on_gap)
+        pattern = f"{glob.escape(self._prefix)}:*"
+        stream = self._bus.stream(pattern=pattern, buffer=self._queue_size, on_gap=on_gap)
         await stream.__aenter__()
         self._stream = stream
 

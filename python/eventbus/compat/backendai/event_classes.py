@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Self
 
 from eventbus.compat.backendai.types import LogSeverity
@@ -63,6 +63,23 @@ def _id(value: object) -> uuid.UUID:
     return value if isinstance(value, uuid.UUID) else uuid.UUID(str(value))
 
 
+@dataclass(frozen=True)
+class _IdFirst:
+    """Arguments that begin with an id."""
+
+    def serialize(self) -> _Value:
+        """Return the fields in their order, the id as a text."""
+        first, *others = (getattr(self, one.name) for one in fields(self))
+        return (str(first), *others)
+
+    @classmethod
+    def deserialize(cls, value: _Value) -> Self:
+        """Make the event; what lacks at the end gets its default, what is beyond is ignored."""
+        make: Any = cls
+        event: Self = make(_id(value[0]), *value[1 : len(fields(cls))])
+        return event
+
+
 class EmptyEventArgs:
     """No arguments."""
 
@@ -104,22 +121,13 @@ class DoIdleCheckEvent(EmptyEventArgs, AbstractEvent):
 
 
 @dataclass(frozen=True)
-class DoTerminateSessionEvent(AbstractEvent):
+class DoTerminateSessionEvent(_IdFirst, AbstractEvent):
     """End a session."""
 
     name: ClassVar[str] = "do_terminate_session"
 
     session_id: uuid.UUID
     reason: str
-
-    def serialize(self) -> _Value:
-        """Return ``(session_id, reason)``."""
-        return (str(self.session_id), self.reason)
-
-    @classmethod
-    def deserialize(cls, value: _Value) -> Self:
-        """Make the event."""
-        return cls(_id(value[0]), *value[1:2])
 
 
 @dataclass(frozen=True)
@@ -193,21 +201,12 @@ class AgentHeartbeatEvent(AbstractEvent):
 
 
 @dataclass(frozen=True)
-class KernelCreationEventArgs:
+class KernelCreationEventArgs(_IdFirst):
     """A step in the creation of a kernel."""
 
     kernel_id: uuid.UUID
     creation_id: str
     reason: str = ""
-
-    def serialize(self) -> _Value:
-        """Return ``(kernel_id, creation_id, reason)``."""
-        return (str(self.kernel_id), self.creation_id, self.reason)
-
-    @classmethod
-    def deserialize(cls, value: _Value) -> Self:
-        """Make the event."""
-        return cls(_id(value[0]), *value[1:3])
 
 
 class KernelEnqueuedEvent(KernelCreationEventArgs, AbstractEvent):
@@ -247,21 +246,12 @@ class KernelCancelledEvent(KernelCreationEventArgs, AbstractEvent):
 
 
 @dataclass(frozen=True)
-class KernelTerminationEventArgs:
+class KernelTerminationEventArgs(_IdFirst):
     """A step in the end of a kernel."""
 
     kernel_id: uuid.UUID
     reason: str = ""
     exit_code: int | None = -1
-
-    def serialize(self) -> _Value:
-        """Return ``(kernel_id, reason, exit_code)``."""
-        return (str(self.kernel_id), self.reason, self.exit_code)
-
-    @classmethod
-    def deserialize(cls, value: _Value) -> Self:
-        """Make the event."""
-        return cls(_id(value[0]), *value[1:3])
 
 
 class KernelTerminatingEvent(KernelTerminationEventArgs, AbstractEvent):
@@ -277,21 +267,12 @@ class KernelTerminatedEvent(KernelTerminationEventArgs, AbstractEvent):
 
 
 @dataclass(frozen=True)
-class SessionCreationEventArgs:
+class SessionCreationEventArgs(_IdFirst):
     """A step in the creation of a session."""
 
     session_id: uuid.UUID
     creation_id: str
     reason: str = ""
-
-    def serialize(self) -> _Value:
-        """Return ``(session_id, creation_id, reason)``."""
-        return (str(self.session_id), self.creation_id, self.reason)
-
-    @classmethod
-    def deserialize(cls, value: _Value) -> Self:
-        """Make the event."""
-        return cls(_id(value[0]), *value[1:3])
 
 
 class SessionEnqueuedEvent(SessionCreationEventArgs, AbstractEvent):
@@ -325,20 +306,11 @@ class SessionStartedEvent(SessionCreationEventArgs, AbstractEvent):
 
 
 @dataclass(frozen=True)
-class SessionTerminationEventArgs:
+class SessionTerminationEventArgs(_IdFirst):
     """The end of a session."""
 
     session_id: uuid.UUID
     reason: str = ""
-
-    def serialize(self) -> _Value:
-        """Return ``(session_id, reason)``."""
-        return (str(self.session_id), self.reason)
-
-    @classmethod
-    def deserialize(cls, value: _Value) -> Self:
-        """Make the event."""
-        return cls(_id(value[0]), *value[1:2])
 
 
 class SessionTerminatedEvent(SessionTerminationEventArgs, AbstractEvent):
@@ -348,16 +320,12 @@ class SessionTerminatedEvent(SessionTerminationEventArgs, AbstractEvent):
 
 
 @dataclass(frozen=True)
-class SessionResultEventArgs:
+class SessionResultEventArgs(_IdFirst):
     """The result of a batch session."""
 
     session_id: uuid.UUID
     reason: str = ""
     exit_code: int = -1
-
-    def serialize(self) -> _Value:
-        """Return ``(session_id, reason, exit_code)``."""
-        return (str(self.session_id), self.reason, self.exit_code)
 
     @classmethod
     def deserialize(cls, value: _Value) -> Self:
@@ -365,7 +333,7 @@ class SessionResultEventArgs:
         second: Any = [*value[1:2], None][0]
         if isinstance(second, int):
             return cls(_id(value[0]), value[2] if len(value) > 2 else "", second)
-        return cls(_id(value[0]), *value[1:3])
+        return super().deserialize(value)
 
 
 class SessionSuccessEvent(SessionResultEventArgs, AbstractEvent):
@@ -381,22 +349,13 @@ class SessionFailureEvent(SessionResultEventArgs, AbstractEvent):
 
 
 @dataclass(frozen=True)
-class DoSyncKernelLogsEvent(AbstractEvent):
+class DoSyncKernelLogsEvent(_IdFirst, AbstractEvent):
     """Fetch the log of a kernel."""
 
     name: ClassVar[str] = "do_sync_kernel_logs"
 
     kernel_id: uuid.UUID
     container_id: str
-
-    def serialize(self) -> _Value:
-        """Return ``(kernel_id, container_id)``."""
-        return (str(self.kernel_id), self.container_id)
-
-    @classmethod
-    def deserialize(cls, value: _Value) -> Self:
-        """Make the event."""
-        return cls(_id(value[0]), *value[1:2])
 
 
 @dataclass(frozen=True)
@@ -422,19 +381,10 @@ class DoSyncKernelStatsEvent(AbstractEvent):
 
 
 @dataclass(frozen=True)
-class GenericSessionEventArgs:
+class GenericSessionEventArgs(_IdFirst):
     """Something about a session."""
 
     session_id: uuid.UUID
-
-    def serialize(self) -> _Value:
-        """Return ``(session_id,)``."""
-        return (str(self.session_id),)
-
-    @classmethod
-    def deserialize(cls, value: _Value) -> Self:
-        """Make the event."""
-        return cls(_id(value[0]))
 
 
 class ExecutionStartedEvent(GenericSessionEventArgs, AbstractEvent):
@@ -462,7 +412,7 @@ class ExecutionCancelledEvent(GenericSessionEventArgs, AbstractEvent):
 
 
 @dataclass(frozen=True)
-class BgtaskUpdatedEvent(AbstractEvent):
+class BgtaskUpdatedEvent(_IdFirst, AbstractEvent):
     """A background task went on."""
 
     name: ClassVar[str] = "bgtask_updated"
@@ -472,31 +422,13 @@ class BgtaskUpdatedEvent(AbstractEvent):
     total_progress: float
     message: str | None = None
 
-    def serialize(self) -> _Value:
-        """Return ``(task_id, current_progress, total_progress, message)``."""
-        return (str(self.task_id), self.current_progress, self.total_progress, self.message)
-
-    @classmethod
-    def deserialize(cls, value: _Value) -> Self:
-        """Make the event."""
-        return cls(_id(value[0]), *value[1:4])
-
 
 @dataclass(frozen=True)
-class BgtaskDoneEventArgs:
+class BgtaskDoneEventArgs(_IdFirst):
     """The end of a background task."""
 
     task_id: uuid.UUID
     message: str | None = None
-
-    def serialize(self) -> _Value:
-        """Return ``(task_id, message)``."""
-        return (str(self.task_id), self.message)
-
-    @classmethod
-    def deserialize(cls, value: _Value) -> Self:
-        """Make the event."""
-        return cls(_id(value[0]), *value[1:2])
 
 
 class BgtaskDoneEvent(BgtaskDoneEventArgs, AbstractEvent):
