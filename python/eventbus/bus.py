@@ -248,11 +248,14 @@ class Bus(CoreBus):
             await asyncio.gather(*stops)
         for deliveries in list(self._deliveries):
             await deliveries.aclose()
-        if not self._in_process and (self._streams or self._receivers):
-            # What was published last may still be on its way back.
+        if not self._in_process:
             with suppress(TimeoutError, EventBusError):
                 async with asyncio.timeout_at(deadline):
-                    await self._heard()
+                    # The server may have taken what its publisher would be told has failed.
+                    await self._finish_commits()
+                    if self._streams or self._receivers:
+                        # What was published last may still be on its way back.
+                        await self._heard()
         for stream in list(self._streams):
             stream._stop()
         await self._drain_receivers(deadline)

@@ -5,6 +5,8 @@ mod consumer;
 
 use std::sync::Arc;
 
+use tokio_util::task::TaskTracker;
+
 pub use consumer::{ConsumeOptions, Consumer};
 
 use crate::backend::memory::MemoryBackend;
@@ -106,13 +108,15 @@ pub struct Bus {
     tasks: Tasks,
     limits: Limits,
     counters: Counters,
+    commits: TaskTracker,
 }
 
 impl Bus {
     /// Creates a bus over a backend; its tasks run where `tasks` says.
     #[must_use]
     pub fn new(backend: Arc<dyn Backend>, tasks: Tasks, limits: Limits) -> Arc<Self> {
-        Arc::new(Self { backend, tasks, limits, counters: Counters::default() })
+        let (counters, commits) = (Counters::default(), TaskTracker::new());
+        Arc::new(Self { backend, tasks, limits, counters, commits })
     }
 
     /// Returns the backend.
@@ -150,9 +154,17 @@ impl Bus {
         if let Some(local) = self.backend.in_process() {
             return local.commit_now(transaction);
         }
+        let _under_way = self.commits.token();
         let mut results = self.backend.commit(vec![transaction]).await;
         results.pop().unwrap_or_else(|| {
             Err(Error::Internal { reason: "the backend returned no result".into() })
         })
+    }
+
+    /// Waits until no commit is under way. Who leaves a server earlier makes those fail that it may
+    /// have taken. Cancel safe.
+    pub async fn finish_commits(&self) {
+        self.commits.close();
+        self.commits.wait().await;
     }
 }

@@ -304,6 +304,16 @@ impl CoreBus {
         Ok(Pending::nothing(async move { shared.bus.backend().connect().await }))
     }
 
+    /// Waits until no commit is under way.
+    fn _finish_commits(&self) -> PyResult<Pending> {
+        let shared = Arc::clone(self.shared());
+        shared.origin.check()?;
+        Ok(Pending::nothing(async move {
+            shared.bus.finish_commits().await;
+            Ok(())
+        }))
+    }
+
     /// Waits until the listeners have what was published before.
     fn _heard(&self) -> PyResult<Pending> {
         let shared = Arc::clone(self.shared());

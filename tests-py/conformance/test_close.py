@@ -179,3 +179,16 @@ async def test_a_handler_that_publishes_while_draining_is_served(
     await closing
     assert (await figures(other, group + ":next"))["ready"] == 1
     assert (await figures(other, group))["acked"] == 1
+
+
+async def test_a_close_waits_for_what_is_being_published(
+    make_bus: MakeBus, topic: str, group: str
+) -> None:
+    bus, other = await make_bus(), await make_bus()
+    await other.declare_group(group, topic)
+    publishing = [asyncio.create_task(bus.publish(topic, number)) for number in range(200)]
+    await asyncio.sleep(0)
+    async with asyncio.timeout(WITHIN):
+        await bus.close()
+        await asyncio.gather(*publishing)
+    assert (await figures(other, group))["ready"] == 200
