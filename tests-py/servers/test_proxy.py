@@ -148,12 +148,15 @@ async def test_a_dropped_reply_means_that_the_command_ran(echo: tuple[Echo, Faul
 async def test_refused_connections_end_at_once(echo: tuple[Echo, FaultProxy]) -> None:
     _, proxy = echo
     proxy.refuse()
+
+    async def use() -> None:
+        # The reset may come while it is still being opened.
+        reader, writer = await opened(proxy)
+        with closing(writer):
+            await reader.readexactly(1)
+
     with pytest.raises(ConnectionResetError):
-        async with asyncio.timeout(5):
-            # The reset may come while it is still being opened.
-            reader, writer = await opened(proxy)
-            with closing(writer):
-                await reader.readexactly(1)
+        await asyncio.wait_for(use(), 5)
     proxy.heal()
     one = await opened(proxy)
     assert await ask(one, b"line\n") == b"line\n"
