@@ -30,8 +30,6 @@ const LINGER: Duration = Duration::from_millis(1);
 const HASTE: Duration = Duration::from_micros(500);
 /// How many of them in a row make the next ones wait.
 const HASTY: u32 = 8;
-/// Fewer claimed at once cost more than the overlap of two claims saves.
-const SMALLEST_HALF: usize = 4;
 
 /// How a consumer claims.
 #[derive(Debug, Clone)]
@@ -180,17 +178,17 @@ impl Consumer {
     /// # Cancel safety
     /// What was claimed is in hand before this returns, or still queued.
     pub async fn fill(&self) -> Result<usize> {
-        self.claim_some(usize::MAX).await.map(|(claimed, _)| claimed)
+        self.claim_free().await.map(|(claimed, _)| claimed)
     }
 
-    /// Does so for some of the slots; returns how many deliveries it got, and how many it asked for.
-    async fn claim_some(&self, most: usize) -> Result<(usize, usize)> {
+    /// Does so; returns how many deliveries it got, and how many it asked for.
+    async fn claim_free(&self) -> Result<(usize, usize)> {
         let free = {
             let state = self.state.lock();
             if state.closed {
                 return Err(Error::Closed { what: "consumer" });
             }
-            self.free(&state).min(most)
+            self.free(&state)
         };
         if free == 0 {
             return Ok((0, 0));
@@ -354,6 +352,8 @@ impl Consumer {
         if lingering.is_empty() {
             return;
         }
+        // Their slots are free from here on: a claim need not wait for the answer.
+        self.freed.notify_one();
         let (tokens, batch): (Vec<Token>, Vec<Transaction>) = lingering
             .into_iter()
             .map(|(lease, outcome)| (lease.token, Transaction::settle(lease, outcome)))
@@ -370,7 +370,6 @@ impl Consumer {
         drop(state);
         wakers.into_iter().for_each(Waker::wake);
         self.settled.notify_waiters();
-        self.freed.notify_one();
     }
 
     /// Waits until no claim is under way, but not for a server that does not answer.
@@ -683,9 +682,7 @@ async fn claim_once(consumer: &Consumer, pace: &mut Pace) -> Result<()> {
     }
     let start = Instant::now();
     let Some(claiming) = Claiming::begin(consumer) else { return Ok(()) };
-    // Half of the slots at a time: the server finds the next half while this one is handled.
-    let half = consumer.options.concurrency.div_ceil(2).max(SMALLEST_HALF);
-    let (claimed, asked) = consumer.claim_some(half).await?;
+    let (claimed, asked) = consumer.claim_free().await?;
     drop(claiming);
     pace.found(start, asked, claimed);
     if claimed == 0 {
