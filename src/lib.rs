@@ -26,6 +26,7 @@ pub mod config;
 pub mod error;
 pub mod event;
 pub mod net;
+pub mod nudge;
 pub mod retry;
 pub mod ring;
 pub mod shutdown;

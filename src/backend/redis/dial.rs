@@ -12,16 +12,22 @@ use redis::{
 use crate::config::{Endpoint, RedisConfig, Secret, Topology};
 use crate::error::{Error, Result};
 use crate::net::{self, Stream, Tls};
+use crate::nudge::Nudge;
 
 /// What gets what the server sends on its own.
 pub(super) type Push = Arc<dyn AsyncPushSender>;
 
 /// Sends one command and returns its answer; an error that the server answered is an error here.
-pub(super) async fn ask(
-    connection: &mut MultiplexedConnection,
-    command: &Cmd,
-) -> Result<Value, RedisError> {
-    connection.send_packed_command(command).await?.extract_error()
+pub(super) async fn ask(connection: &mut Connection, command: &Cmd) -> Result<Value, RedisError> {
+    let sending = connection.wire.send_packed_command(command);
+    connection.nudge.ask(sending).await?.extract_error()
+}
+
+/// A connection, and the task that writes what is sent on it.
+#[derive(Clone)]
+pub(super) struct Connection {
+    pub(super) wire: MultiplexedConnection,
+    nudge: Nudge,
 }
 
 /// Who to log in as.
@@ -57,7 +63,7 @@ impl Dialer {
         &self,
         key: &str,
         push: Option<Push>,
-    ) -> Result<(MultiplexedConnection, Endpoint)> {
+    ) -> Result<(Connection, Endpoint)> {
         let limit = self.config.net.connect_timeout;
         match tokio::time::timeout(limit, self.find(key, push)).await {
             Ok(found) => found,
@@ -69,11 +75,7 @@ impl Dialer {
         }
     }
 
-    async fn find(
-        &self,
-        key: &str,
-        push: Option<Push>,
-    ) -> Result<(MultiplexedConnection, Endpoint)> {
+    async fn find(&self, key: &str, push: Option<Push>) -> Result<(Connection, Endpoint)> {
         let mut problem = Error::Internal { reason: "no address".into() };
         for endpoint in &self.config.endpoints {
             let found = match &self.config.topology {
@@ -111,7 +113,7 @@ impl Dialer {
         endpoint: &Endpoint,
         login: Login<'_>,
         push: Option<Push>,
-    ) -> Result<(MultiplexedConnection, Endpoint)> {
+    ) -> Result<(Connection, Endpoint)> {
         let plain = net::connect(endpoint).await?;
         let stream = match &self.tls {
             Some(tls) => tls.wrap(endpoint, plain).await?,
@@ -132,8 +134,10 @@ impl Dialer {
             config = config.set_push_sender(push);
         }
         let made = MultiplexedConnection::new_with_config(&info, stream, config).await;
-        let (mut connection, driver) = made.map_err(|error| refusal(endpoint, &error))?;
+        let (wire, driver) = made.map_err(|error| refusal(endpoint, &error))?;
+        let (nudge, driver) = Nudge::around(driver);
         tokio::spawn(driver);
+        let mut connection = Connection { wire, nudge };
         // Also told by servers that accept connections before they can serve.
         ask(&mut connection, &cmd("PING")).await.map_err(|error| refusal(endpoint, &error))?;
         Ok((connection, endpoint.clone()))

@@ -5,6 +5,7 @@
 //! whose answer was lost can be sent again: the server knows its number.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use parking_lot::RwLock;
@@ -18,6 +19,7 @@ use super::registry::Registry;
 use super::scripts;
 use crate::backend::{Committed, Transaction};
 use crate::error::{Error, Result};
+use crate::nudge::Nudge;
 
 /// Most transactions in a batch.
 const MAX_TRANSACTIONS: usize = 1000;
@@ -71,16 +73,21 @@ pub(super) struct Lane {
     room: Arc<Semaphore>,
     op_timeout: Duration,
     context: Arc<Context>,
+    nudge: Nudge,
+    /// Whether the last batch was a single transaction.
+    lonely: Arc<AtomicBool>,
 }
 
 impl Lane {
     /// Returns a lane, and the task that serves it.
-    pub(super) fn new(context: Arc<Context>) -> (Self, impl Future<Output = ()>) {
+    pub(super) fn new(context: Arc<Context>) -> (Self, impl Future<Output = ()> + Send + 'static) {
         let (queue, waiting) = mpsc::channel(MAX_WAITING);
         let room = Arc::new(Semaphore::new(MAX_WAITING_BYTES));
         let op_timeout = context.op_timeout;
-        let lane = Self { queue, room, op_timeout, context: Arc::clone(&context) };
-        (lane, serve(context, waiting))
+        let lonely = Arc::new(AtomicBool::new(true));
+        let served = serve(Arc::clone(&context), waiting, Arc::clone(&lonely));
+        let (nudge, task) = Nudge::around(served);
+        (Self { queue, room, op_timeout, context, nudge, lonely }, task)
     }
 
     /// Hands a transaction in; the answer comes when its batch was committed.
@@ -108,6 +115,10 @@ impl Lane {
         for transaction in batch {
             entered.push(self.enter(transaction).await);
         }
+        // In a crowd the task gathers more while it wakes up.
+        if self.lonely.load(Ordering::Relaxed) {
+            self.nudge.push();
+        }
         let mut results = Vec::with_capacity(entered.len());
         for one in entered {
             results.push(match one {
@@ -120,7 +131,11 @@ impl Lane {
 }
 
 /// Serves a lane until nobody can hand anything in.
-async fn serve(context: Arc<Context>, mut waiting: mpsc::Receiver<Waiting>) {
+async fn serve(
+    context: Arc<Context>,
+    mut waiting: mpsc::Receiver<Waiting>,
+    lonely: Arc<AtomicBool>,
+) {
     let producer = uuid::Uuid::new_v4().simple().to_string();
     let mut number = 0;
     let mut left: Option<Waiting> = None;
@@ -144,6 +159,7 @@ async fn serve(context: Arc<Context>, mut waiting: mpsc::Receiver<Waiting>) {
             batch.push(next);
         }
         number += 1;
+        lonely.store(batch.len() == 1, Ordering::Relaxed);
         send(&context, &producer, number, batch).await;
     }
 }

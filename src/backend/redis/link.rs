@@ -5,13 +5,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use redis::aio::MultiplexedConnection;
 use redis::{Cmd, RedisError, Value, cmd};
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 
-use super::dial::{ask, pause, says};
+use super::dial::{Connection, ask, pause, says};
 use crate::backend::{ConnectionState, Health};
 use crate::error::{Error, Result};
 
@@ -75,7 +74,7 @@ impl Status {
 /// A connection in use, and which one it is.
 #[derive(Clone)]
 struct Live {
-    connection: MultiplexedConnection,
+    connection: Connection,
     number: u64,
 }
 
@@ -135,7 +134,7 @@ impl Link {
     }
 
     /// Puts a connection that is ready into use.
-    pub(super) fn put(&self, connection: MultiplexedConnection, endpoint: String) {
+    pub(super) fn put(&self, connection: Connection, endpoint: String) {
         let number = self.made.fetch_add(1, Ordering::Relaxed) + 1;
         *self.endpoint.lock() = endpoint;
         self.status.found(self.name, number > 1);
@@ -202,9 +201,9 @@ impl Link {
         let Ok(Live { mut connection, .. }) = self.live(deadline).await else { return };
         let ending = async {
             if patterns {
-                connection.punsubscribe(names).await
+                connection.wire.punsubscribe(names).await
             } else {
-                connection.unsubscribe(names).await
+                connection.wire.unsubscribe(names).await
             }
         };
         let _ = timeout_at(deadline, ending).await;
@@ -309,7 +308,7 @@ impl Link {
     /// Runs `make` until it gives a connection that is ready for use, and puts it into use.
     pub(super) async fn renew<F>(&self, mut make: impl FnMut() -> F)
     where
-        F: Future<Output = Result<(MultiplexedConnection, String)>>,
+        F: Future<Output = Result<(Connection, String)>>,
     {
         let since = Instant::now();
         let mut attempt = 0;
@@ -334,7 +333,7 @@ pub(super) async fn keep<F>(
     mut make: impl FnMut() -> F,
     found: impl Fn(),
 ) where
-    F: Future<Output = Result<(MultiplexedConnection, String)>>,
+    F: Future<Output = Result<(Connection, String)>>,
 {
     loop {
         link.watch(heartbeat).await;
@@ -346,15 +345,15 @@ pub(super) async fn keep<F>(
 
 /// Subscribes on a connection, a thousand names at a time.
 pub(super) async fn subscribe(
-    connection: &mut MultiplexedConnection,
+    connection: &mut Connection,
     names: &[Vec<u8>],
     patterns: bool,
 ) -> Result<(), RedisError> {
     for some in names.chunks(1000) {
         if patterns {
-            connection.psubscribe(some).await?;
+            connection.wire.psubscribe(some).await?;
         } else {
-            connection.subscribe(some).await?;
+            connection.wire.subscribe(some).await?;
         }
     }
     Ok(())

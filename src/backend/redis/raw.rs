@@ -5,13 +5,13 @@ use std::time::Duration;
 
 use ahash::{AHashMap, AHashSet};
 use parking_lot::{Mutex, RwLock};
-use redis::aio::{MultiplexedConnection, SendError};
+use redis::aio::SendError;
 use redis::{Cmd, PushInfo, PushKind, Value, cmd};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use super::dial::{Dialer, Push, within};
+use super::dial::{Connection, Dialer, Push, within};
 use super::hole::Hole;
 use super::link::{self, Link, Status, Trouble};
 use super::listen::{Needed, Subscriptions};
@@ -298,7 +298,7 @@ struct Listening {
 }
 
 impl Listening {
-    async fn connection(&self) -> Result<(MultiplexedConnection, String)> {
+    async fn connection(&self) -> Result<(Connection, String)> {
         let (feeds, pushes) = (Arc::clone(&self.feeds), Arc::clone(&self.pushes));
         let (filters, hole) = (Arc::clone(&self.filters), Arc::clone(&self.hole));
         let push: Push = Arc::new(move |info: PushInfo| -> Result<(), SendError> {

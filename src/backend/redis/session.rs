@@ -5,14 +5,13 @@ use std::time::Duration;
 
 use ahash::AHashMap;
 use parking_lot::{Mutex, RwLock};
-use redis::aio::MultiplexedConnection;
 use redis::{Cmd, Value, cmd};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::batch::Channels;
-use super::dial::{Dialer, Push, ask, within};
+use super::dial::{Connection, Dialer, Push, ask, within};
 use super::lanes::{Context, Lane, load};
 use super::link::{self, Link, Status, Trouble};
 use super::listen::{Names, Needed, Receiver, Subscriptions};
@@ -254,7 +253,7 @@ impl Maker {
     }
 
     /// Connects and makes the server know the scripts and the limits.
-    async fn command_connection(&self) -> Result<(MultiplexedConnection, String)> {
+    async fn command_connection(&self) -> Result<(Connection, String)> {
         let (mut connection, endpoint) = self.dialer.dial(&self.prefix, None).await?;
         let limit = self.config.net.connect_timeout;
         let ready = async {
@@ -286,7 +285,7 @@ impl Maker {
     }
 
     /// Connects and subscribes to everything that is wanted.
-    async fn push_connection(&self) -> Result<(MultiplexedConnection, String)> {
+    async fn push_connection(&self) -> Result<(Connection, String)> {
         let receiver = Arc::clone(&self.receiver);
         let push: Push = Arc::new(move |info| -> Result<(), redis::aio::SendError> {
             receiver.take(info);
