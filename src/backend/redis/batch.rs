@@ -65,7 +65,7 @@ fn optional(out: &mut Vec<u8>, value: Option<u64>) {
     }
 }
 
-fn is_plain(message: &Message) -> bool {
+pub(super) fn is_plain(message: &Message) -> bool {
     message.key.is_none()
         && message.priority == 0
         && message.due == Due::Now
@@ -198,6 +198,12 @@ impl Batch {
         flag(&mut bytes, header.again);
         flag(&mut bytes, header.registry.keeps);
         Self { bytes, parts, queues }
+    }
+
+    /// Returns what reads the answer to one plain publish that so many queues keep.
+    pub(super) fn single(queues: u32) -> Self {
+        let parts = vec![Part::Publishes(vec![0])];
+        Self { bytes: Vec::new(), parts, queues: vec![vec![queues]] }
     }
 
     /// Reads the answer: one result per transaction, in order; `None` when it makes no sense.

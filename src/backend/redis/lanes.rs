@@ -16,7 +16,7 @@ use tokio::time::Instant;
 use super::batch::{Batch, Channels, Header};
 use super::link::{Link, Trouble};
 use super::registry::Registry;
-use super::scripts;
+use super::{scripts, single};
 use crate::backend::{Committed, Transaction};
 use crate::error::{Error, Result};
 use crate::nudge::Nudge;
@@ -166,7 +166,7 @@ async fn serve(
 
 /// Sends one batch, again and again while an answer is missing and somebody waits for it.
 async fn send(context: &Context, producer: &str, number: u64, mut batch: Vec<Waiting>) {
-    let mut sent = false;
+    let (mut sent, mut packed) = (false, false);
     loop {
         if !sent {
             // What nobody waits for any more, or not in time, is not sent at all.
@@ -187,15 +187,24 @@ async fn send(context: &Context, producer: &str, number: u64, mut batch: Vec<Wai
             dedup_window: context.dedup_window,
             again: sent,
         };
-        let encoded = Batch::write(&header, &transactions);
-        let mut command = scripts::COMMIT.call(&context.prefix);
-        command.arg(&encoded.bytes[..]);
+        let single =
+            if packed { None } else { single::write(&header, &context.prefix, &transactions) };
+        let (command, encoded) = single.unwrap_or_else(|| {
+            let encoded = Batch::write(&header, &transactions);
+            let mut command = scripts::COMMIT.call(&context.prefix);
+            command.arg(&encoded.bytes[..]);
+            (command, encoded)
+        });
         let error = match context.link.send(&command, deadline).await {
             Ok(Value::BulkString(answer)) if answer == b"STALE" => {
                 match context.refresh(deadline).await {
                     Ok(()) => continue,
                     Err(trouble) => Err(trouble),
                 }
+            }
+            Ok(Value::BulkString(answer)) if answer == b"MORE" => {
+                packed = true;
+                continue;
             }
             Ok(Value::BulkString(answer)) => match encoded.read(&answer, &transactions) {
                 Some(results) => Ok(results),

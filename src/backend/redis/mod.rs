@@ -28,6 +28,7 @@ mod raw;
 mod registry;
 mod scripts;
 mod session;
+mod single;
 mod waits;
 
 use std::any::Any;

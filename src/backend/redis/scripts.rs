@@ -12,23 +12,26 @@ macro_rules! script {
 
 /// Applies a batch of transactions.
 pub(super) static COMMIT: LazyLock<Script> =
-    script!("lib", "kept", "commit", "group", "records", "transact");
+    script!("base", "lib", "kept", "commit", "group", "records", "transact");
+/// Publishes one plain message.
+pub(super) static SINGLE: LazyLock<Script> = script!("base", "single");
 /// Claims, or looks whether there is something to claim.
-pub(super) static CLAIM: LazyLock<Script> = script!("lib", "claim", "group", "claim_any");
+pub(super) static CLAIM: LazyLock<Script> = script!("base", "lib", "claim", "group", "claim_any");
 /// Extends leases.
-pub(super) static RENEW: LazyLock<Script> = script!("lib", "group", "renew");
+pub(super) static RENEW: LazyLock<Script> = script!("base", "lib", "group", "renew");
 /// Reads records.
-pub(super) static READ: LazyLock<Script> = script!("lib", "records", "read");
+pub(super) static READ: LazyLock<Script> = script!("base", "lib", "records", "read");
 /// Declares groups; what operators see and do.
-pub(super) static ADMIN: LazyLock<Script> = script!("lib", "kept", "group", "records", "admin");
+pub(super) static ADMIN: LazyLock<Script> =
+    script!("base", "lib", "kept", "group", "records", "admin");
 /// Reads what is kept for replay.
-pub(super) static REPLAY: LazyLock<Script> = script!("lib", "kept", "replay");
+pub(super) static REPLAY: LazyLock<Script> = script!("base", "lib", "kept", "replay");
 /// Passes a wake-up on.
-pub(super) static PASS: LazyLock<Script> = script!("lib", "pass");
+pub(super) static PASS: LazyLock<Script> = script!("base", "lib", "pass");
 
 /// All of them, to be loaded when a connection is made.
-pub(super) fn all() -> [&'static Script; 7] {
-    [&COMMIT, &CLAIM, &RENEW, &READ, &ADMIN, &REPLAY, &PASS]
+pub(super) fn all() -> [&'static Script; 8] {
+    [&COMMIT, &SINGLE, &CLAIM, &RENEW, &READ, &ADMIN, &REPLAY, &PASS]
 }
 
 /// One script.
