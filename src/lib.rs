@@ -9,6 +9,7 @@
 //! - [`retry`]: failed attempt → delay or dead letter
 //! - [`config`]: options, their defaults and units
 //! - [`net`]: streams to servers, with TLS
+//! - [`nudge`]: background tasks that the thread with work for them may poll
 //! - [`clock`]: the time source that tests can turn by hand
 //! - [`backend`]: the contract that every backend fulfils, and the backends themselves
 //! - [`bus`]: validation, consumers, the lease keeper, bounded buffers with gap notices

@@ -113,3 +113,69 @@ impl Drop for Asking<'_> {
         self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::sync::mpsc;
+
+    use super::*;
+
+    /// Doubles numbers; the first poll of the task is done when this returns.
+    async fn doubling() -> (Nudge, mpsc::Sender<u32>, mpsc::Receiver<u32>, impl Future<Output = ()>)
+    {
+        let (question, mut asked) = mpsc::channel(8);
+        let (answer, answers) = mpsc::channel(8);
+        let (nudge, task) = Nudge::around(async move {
+            while let Some(number) = asked.recv().await {
+                let _ = answer.try_send(number * 2);
+            }
+        });
+        let mut task = Box::pin(task);
+        assert!(
+            std::future::poll_fn(|context| Poll::Ready(task.as_mut().poll(context)))
+                .await
+                .is_pending()
+        );
+        (nudge, question, answers, task)
+    }
+
+    #[tokio::test]
+    async fn a_push_does_what_the_task_would_do_next() {
+        let (nudge, question, mut answers, task) = doubling().await;
+        question.try_send(21).unwrap();
+        assert!(answers.try_recv().is_err());
+        nudge.push();
+        assert_eq!(answers.try_recv(), Ok(42));
+        drop(task);
+    }
+
+    #[tokio::test]
+    async fn who_asks_alone_needs_no_other_thread() {
+        let (nudge, question, mut answers, task) = doubling().await;
+        let sending = async {
+            question.send(4).await.unwrap();
+            answers.recv().await
+        };
+        // Nobody runs the task.
+        assert_eq!(nudge.ask(sending).await, Some(8));
+        drop(task);
+    }
+
+    #[tokio::test]
+    async fn a_dropped_task_drops_its_work() {
+        let (nudge, question, _answers, task) = doubling().await;
+        drop(task);
+        nudge.push();
+        assert!(question.is_closed());
+    }
+
+    #[tokio::test]
+    async fn the_task_ends_when_a_push_ends_its_work() {
+        let (nudge, question, _answers, task) = doubling().await;
+        let running = tokio::spawn(task);
+        tokio::task::yield_now().await;
+        drop(question);
+        nudge.push();
+        running.await.unwrap();
+    }
+}
