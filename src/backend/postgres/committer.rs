@@ -20,6 +20,7 @@ use super::session::Session;
 use super::wake::Wakes;
 use crate::backend::{Committed, Op, Transaction};
 use crate::error::{Error, Result};
+use crate::nudge::Nudge;
 
 /// What may wait to be committed, in units of 1 KiB or one transaction: 64 MiB.
 const BUFFER: u32 = 65_536;
@@ -59,6 +60,9 @@ pub(super) struct Inbox {
     jobs: mpsc::UnboundedSender<Job>,
     room: Arc<Semaphore>,
     link: Arc<Link>,
+    nudge: Nudge,
+    /// Whether the last parcel was a single call.
+    lonely: Arc<AtomicBool>,
 }
 
 impl Inbox {
@@ -67,10 +71,13 @@ impl Inbox {
         let (jobs, received) = mpsc::unbounded_channel();
         let link = Arc::clone(&desk.link);
         let sender = Sender { producer: Uuid::new_v4(), dedup_window: desk.dedup_window };
+        let lonely = Arc::new(AtomicBool::new(true));
         let committer = Committer { desk, sender, number: 0, session: None };
-        link.tasks.spawn(committer.run(received));
+        let (nudge, task) = Nudge::around(committer.run(received, Arc::clone(&lonely)));
+        link.tasks.spawn(task);
         // The channel has no bound of its own: every job holds a part of the room.
-        Self { jobs, room: Arc::new(Semaphore::new(BUFFER as usize)), link }
+        let room = Arc::new(Semaphore::new(BUFFER as usize));
+        Self { jobs, room, link, nudge, lonely }
     }
 
     /// Commits transactions; one result each.
@@ -93,6 +100,10 @@ impl Inbox {
         if self.jobs.send(job).is_err() {
             return failed(super::closed());
         }
+        // In a crowd the committer gathers more while it wakes up.
+        if self.lonely.load(Ordering::Relaxed) {
+            self.nudge.push();
+        }
         // The committer ends a parcel at the deadline too, and knows better what became of it.
         let grace = deadline + Duration::from_millis(250);
         match tokio::time::timeout_at(grace, answer).await {
@@ -113,11 +124,12 @@ struct Committer {
 }
 
 impl Committer {
-    async fn run(mut self, mut received: mpsc::UnboundedReceiver<Job>) {
+    async fn run(mut self, mut received: mpsc::UnboundedReceiver<Job>, lonely: Arc<AtomicBool>) {
         let mut jobs = Vec::new();
         while received.recv_many(&mut jobs, MOST_CALLS).await > 0 {
             // A call that nobody waits for any more was not sent, and will not be.
             jobs.retain(|job: &Job| !job.reply.is_closed());
+            lonely.store(jobs.len() <= 1, Ordering::Relaxed);
             let results = self.commit(&jobs).await;
             for (job, results) in jobs.drain(..).zip(results) {
                 // Who gave up waiting was told so.

@@ -15,6 +15,7 @@ use super::fault::Fault;
 use super::schema::Schema;
 use super::session::{Argument, Session};
 use crate::error::{Error, Result};
+use crate::nudge::Nudge;
 use crate::shutdown::Tasks;
 
 /// Longest pause between two attempts of a waiting operation.
@@ -103,15 +104,16 @@ impl Link {
         let opened = self.connector.open().await;
         let (client, wire) = opened.inspect_err(|error| self.note(&error.to_string()))?;
         let mut silences = self.silences.subscribe();
+        let (nudge, wire) = Nudge::around(async move { drop(wire.await) });
         self.tasks.spawn(async move {
             // Whoever uses the session learns of its end by its own calls. A wire that waits for an
             // answer ends with the silence, or it would wait for as long as TCP does.
             tokio::select! {
-                _ = wire => {}
+                () = wire => {}
                 _ = silences.wait_for(|count| *count != born) => {}
             }
         });
-        Ok(Session::new(client, Arc::clone(self), born))
+        Ok(Session::new(client, nudge, Arc::clone(self), born))
     }
 
     /// Opens a session, again and again until the deadline.

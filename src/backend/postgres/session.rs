@@ -9,6 +9,7 @@ use tokio_postgres::{Client, Row, Statement};
 
 use super::calls::Call;
 use super::link::Link;
+use crate::nudge::Nudge;
 
 /// An argument of a call.
 pub(super) type Argument<'a> = &'a (dyn ToSql + Sync);
@@ -16,6 +17,7 @@ pub(super) type Argument<'a> = &'a (dyn ToSql + Sync);
 /// One connection to the server.
 pub(super) struct Session {
     client: Client,
+    nudge: Nudge,
     link: Arc<Link>,
     /// How often the server had fallen silent when it was made.
     born: u64,
@@ -30,8 +32,8 @@ impl std::fmt::Debug for Session {
 }
 
 impl Session {
-    pub(super) fn new(client: Client, link: Arc<Link>, born: u64) -> Self {
-        Self { client, link, born, prepared: Mutex::default() }
+    pub(super) fn new(client: Client, nudge: Nudge, link: Arc<Link>, born: u64) -> Self {
+        Self { client, nudge, link, born, prepared: Mutex::default() }
     }
 
     /// Whether it is not known to be dead.
@@ -51,7 +53,7 @@ impl Session {
     ) -> Result<Vec<Row>, tokio_postgres::Error> {
         if call.hot && self.link.may_prepare() {
             let statement = self.statement(call).await?;
-            return self.client.query(&statement, arguments).await;
+            return self.nudge.ask(self.client.query(&statement, arguments)).await;
         }
         let text = self.link.schema.sql(&call.text());
         let typed: Vec<(Argument<'_>, Type)> =
