@@ -11,6 +11,9 @@ use std::task::{Context, Poll, Waker};
 
 use parking_lot::Mutex;
 
+/// Work of more bytes is left to its task, and to its thread: it would hold up whoever nudges.
+pub const MOST_BYTES: usize = 16 << 10;
+
 type Work = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 #[derive(Default)]

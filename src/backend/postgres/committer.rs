@@ -20,7 +20,7 @@ use super::session::Session;
 use super::wake::Wakes;
 use crate::backend::{Committed, Op, Transaction};
 use crate::error::{Error, Result};
-use crate::nudge::Nudge;
+use crate::nudge::{self, Nudge};
 
 /// What may wait to be committed, in units of 1 KiB or one transaction: 64 MiB.
 const BUFFER: u32 = 65_536;
@@ -85,7 +85,8 @@ impl Inbox {
         let count = transactions.len();
         let failed = |error: Error| vec![Err(error); count];
         let deadline = Instant::now() + self.link.op_timeout;
-        let units: usize = transactions.iter().map(|tx| 1 + tx.weight() / 1024).sum();
+        let bytes: usize = transactions.iter().map(Transaction::weight).sum();
+        let units = count + bytes / 1024;
         let units = u32::try_from(units).unwrap_or(BUFFER).min(BUFFER);
         let room = Arc::clone(&self.room).acquire_many_owned(units);
         let room = match tokio::time::timeout_at(deadline, room).await {
@@ -101,7 +102,7 @@ impl Inbox {
             return failed(super::closed());
         }
         // In a crowd the committer gathers more while it wakes up.
-        if self.lonely.load(Ordering::Relaxed) {
+        if bytes <= nudge::MOST_BYTES && self.lonely.load(Ordering::Relaxed) {
             self.nudge.push();
         }
         // The committer ends a parcel at the deadline too, and knows better what became of it.

@@ -19,7 +19,7 @@ use super::registry::Registry;
 use super::{scripts, single};
 use crate::backend::{Committed, Transaction};
 use crate::error::{Error, Result};
-use crate::nudge::Nudge;
+use crate::nudge::{self, Nudge};
 
 /// Most transactions in a batch.
 const MAX_TRANSACTIONS: usize = 1000;
@@ -111,12 +111,13 @@ impl Lane {
 
     /// Commits transactions, in order.
     pub(super) async fn commit(&self, batch: Vec<Transaction>) -> Vec<Result<Committed>> {
+        let bytes: usize = batch.iter().map(Transaction::weight).sum();
         let mut entered = Vec::with_capacity(batch.len());
         for transaction in batch {
             entered.push(self.enter(transaction).await);
         }
         // In a crowd the task gathers more while it wakes up.
-        if self.lonely.load(Ordering::Relaxed) {
+        if bytes <= nudge::MOST_BYTES && self.lonely.load(Ordering::Relaxed) {
             self.nudge.push();
         }
         let mut results = Vec::with_capacity(entered.len());
