@@ -23,6 +23,9 @@ pub(super) struct Channels {
     pub(super) bare: bool,
 }
 
+/// Most messages that share a broadcast; the script knows the same number.
+const MOST_IN_FRAME: usize = 64;
+
 /// What became of a part of the batch: which transactions a result belongs to.
 #[derive(Debug)]
 enum Part {
@@ -130,6 +133,54 @@ impl Topics<'_> {
             write_text(out, &message.event);
         }
         queues
+    }
+}
+
+impl Topics<'_> {
+    /// Returns how many publishes these are, if no queue and no log keeps any and all are broadcast
+    /// as they are: then the script need not look at each.
+    fn count_heard<'m>(&mut self, ops: impl Iterator<Item = &'m Op>) -> Option<usize> {
+        if self.registry.keeps || self.channels.bare {
+            return None;
+        }
+        let mut count = 0;
+        for op in ops {
+            let Op::Publish(message) = op else { return None };
+            if !message.broadcast || message.due != Due::Now || self.index_of(&message.topic).1 > 0
+            {
+                return None;
+            }
+            count += 1;
+        }
+        Some(count)
+    }
+
+    /// Writes publishes that are broadcast only; neighbours of one topic share a frame.
+    fn write_heard<'m>(
+        &mut self,
+        out: &mut Vec<u8>,
+        count: usize,
+        ops: impl Iterator<Item = &'m Op>,
+    ) {
+        let mut frames: Vec<(u64, usize, Vec<u8>)> = Vec::new();
+        for op in ops {
+            let Op::Publish(message) = op else { continue };
+            let (topic, _) = self.index_of(&message.topic);
+            match frames.last_mut() {
+                Some((last, held, frame)) if *last == topic && *held < MOST_IN_FRAME => {
+                    message::append(frame, message);
+                    *held += 1;
+                }
+                _ => frames.push((topic, 1, message::write(message))),
+            }
+        }
+        array(out, 2 + frames.len() * 2);
+        write_text(out, b"b");
+        number(out, count as u64);
+        for (topic, _, frame) in &frames {
+            number(out, *topic);
+            write_text(out, frame);
+        }
     }
 }
 
@@ -287,6 +338,13 @@ fn write_part(
     let ops = |index: &usize| transactions.get(*index).map_or(&[][..], |tx| tx.ops.as_slice());
     match part {
         Part::Publishes(run) => {
+            let published = || run.iter().flat_map(ops);
+            if let Some(count) = topics.count_heard(published()) {
+                for index in run {
+                    queues.get_mut(*index).into_iter().for_each(|queues| queues.push(0));
+                }
+                return topics.write_heard(out, count, published());
+            }
             array(out, 1 + run.len() * 3);
             write_text(out, b"p");
             for index in run {
@@ -294,6 +352,10 @@ fn write_part(
             }
         }
         Part::Publish(index) => {
+            if let Some(count) = topics.count_heard(ops(index).iter()) {
+                queues.get_mut(*index).into_iter().for_each(|queues| queues.resize(count, 0));
+                return topics.write_heard(out, count, ops(index).iter());
+            }
             array(out, 1 + ops(index).len() * 3);
             write_text(out, b"P");
             write_plain(out, ops(index), topics, queues.get_mut(*index));

@@ -38,19 +38,25 @@ pub(super) fn write_nil_or(out: &mut Vec<u8>, text: Option<&str>) {
 
 /// Returns the stored form of a message.
 pub(super) fn write(message: &Message) -> Vec<u8> {
-    let mut out = Vec::with_capacity(message.body.len() + message.topic.len() + 48);
-    drop(encode::write_array_len(&mut out, 7));
-    write_text(&mut out, &message.id);
-    write_text(&mut out, message.topic.as_bytes());
-    write_nil_or(&mut out, message.key.as_deref());
-    drop(encode::write_sint(&mut out, i64::from(message.priority)));
-    match message.expires_after {
-        Some(ttl) => drop(encode::write_uint(&mut out, super::micros(ttl))),
-        None => drop(encode::write_nil(&mut out)),
-    }
-    write_nil_or(&mut out, message.unique.as_deref());
-    write_text(&mut out, &message.body);
+    let mut out = Vec::new();
+    append(&mut out, message);
     out
+}
+
+/// Appends the stored form of a message.
+pub(super) fn append(out: &mut Vec<u8>, message: &Message) {
+    out.reserve(message.body.len() + message.topic.len() + 48);
+    drop(encode::write_array_len(out, 7));
+    write_text(out, &message.id);
+    write_text(out, message.topic.as_bytes());
+    write_nil_or(out, message.key.as_deref());
+    drop(encode::write_sint(out, i64::from(message.priority)));
+    match message.expires_after {
+        Some(ttl) => drop(encode::write_uint(out, super::micros(ttl))),
+        None => drop(encode::write_nil(out)),
+    }
+    write_nil_or(out, message.unique.as_deref());
+    write_text(out, &message.body);
 }
 
 /// Reads one stored message at the start of `bytes`; returns it and what follows it.

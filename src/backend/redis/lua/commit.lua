@@ -8,6 +8,7 @@
 --   topics    [[channel, [g, queue, g, queue, ...], topic if keeps], ...], named by index from 1
 --   segments  ['p', topic, message, frame, ...]             plain publishes
 --             ['P', topic, message, frame, ...]             the same, as one transaction
+--             ['b', count, topic, frames, ...]              publishes that are broadcast only
 --             ['a', group, id, token, queue, ...]           plain acknowledgements
 --             ['t', op, op, ...]                            one transaction of any kind
 -- frame: true = the message itself is broadcast, false = nothing, a string = that; if keeps, it is
@@ -171,6 +172,17 @@ local function publish_run(run)
   return true
 end
 
+-- Broadcasts what nothing keeps; neighbours of one topic stand together already.
+local function publish_heard(run)
+  flush()
+  -- A full server can still broadcast.
+  redis.pcall('HINCRBY', P .. 'n', 'more', 0 - run[2])
+  for at = 3, #run, 2 do
+    call('PUBLISH', topics[run[at]][1], run[at + 1])
+  end
+  return true
+end
+
 local M, X = string.byte('m'), string.byte('x')
 
 -- Acknowledges what is plain; answers the places of what it left, and of what was lost.
@@ -234,6 +246,8 @@ while at_segment <= #segments do
   local segment = segments[at_segment]
   if (segment[1] == 'p' or segment[1] == 'P') and have_room(segment) then
     results[at_segment] = publish_run(segment)
+  elseif segment[1] == 'b' then
+    results[at_segment] = publish_heard(segment)
   elseif segment[1] == 'a' then
     local left, lost = ack_run(segment)
     results[at_segment] = lost

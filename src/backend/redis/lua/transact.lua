@@ -218,6 +218,8 @@ while at_segment <= #segments do
   local segment = segments[at_segment]
   if segment[1] == 't' then
     results[at_segment] = transact(segment)
+  elseif segment[1] == 'b' then
+    results[at_segment] = publish_heard(segment)
   elseif segment[1] == 'p' or segment[1] == 'P' then
     if have_room(segment) then
       results[at_segment] = publish_run(segment)
