@@ -6,27 +6,83 @@
 
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::task::{Context, Poll, Waker};
+use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
+use std::task::{Context, Poll, Wake, Waker};
 
 use parking_lot::Mutex;
 
 /// Work of more bytes is left to its task, and to its thread: it would hold up whoever nudges.
 pub const MOST_BYTES: usize = 16 << 10;
+/// Most polls of one nudge; a task with still more to do is woken.
+const MOST_POLLS: usize = 4;
 
 type Work = Pin<Box<dyn Future<Output = ()> + Send>>;
 
+/// Nobody nudges: who wakes the task wakes its thread.
+const FREE: u8 = 0;
+/// Somebody nudges, and looks himself.
+const HELD: u8 = 1;
+/// It was woken meanwhile.
+const WOKEN: u8 = 2;
+
+/// The waker of the work: it keeps quiet while somebody is about to poll the task anyway.
 #[derive(Default)]
-struct State {
-    work: Option<Work>,
-    /// Of the task that polls it usually; none before its first poll.
-    waker: Option<Waker>,
+struct Gate {
+    state: AtomicU8,
+    /// Of the task; none before its first poll.
+    task: Mutex<Option<Waker>>,
+}
+
+impl Wake for Gate {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        let held = self.state.compare_exchange(HELD, WOKEN, Ordering::AcqRel, Ordering::Acquire);
+        if held == Err(FREE) {
+            self.wake_task();
+        }
+    }
+}
+
+impl Gate {
+    fn wake_task(&self) {
+        let task = self.task.lock().clone();
+        if let Some(task) = task {
+            task.wake();
+        }
+    }
+}
+
+/// A nudge under way.
+struct Hold<'a>(&'a Gate);
+
+impl<'a> Hold<'a> {
+    fn begin(gate: &'a Gate) -> Option<Self> {
+        let was = gate.state.compare_exchange(FREE, HELD, Ordering::AcqRel, Ordering::Acquire);
+        was.is_ok().then_some(Self(gate))
+    }
+
+    /// Whether the task was woken since this was asked, or since the nudge began.
+    fn was_woken(&self) -> bool {
+        self.0.state.swap(HELD, Ordering::AcqRel) == WOKEN
+    }
+}
+
+impl Drop for Hold<'_> {
+    fn drop(&mut self) {
+        if self.0.state.swap(FREE, Ordering::AcqRel) == WOKEN {
+            self.0.wake_task();
+        }
+    }
 }
 
 /// Polls a background task. Cheap to clone.
 #[derive(Clone, Default)]
 pub struct Nudge {
-    state: Arc<Mutex<State>>,
+    work: Arc<Mutex<Option<Work>>>,
+    gate: Arc<Gate>,
     asking: Arc<AtomicUsize>,
 }
 
@@ -41,8 +97,8 @@ struct Task(Nudge);
 
 impl Drop for Task {
     fn drop(&mut self) {
-        let state = std::mem::take(&mut *self.0.state.lock());
-        drop(state);
+        let work = self.0.work.lock().take();
+        drop(work);
     }
 }
 
@@ -52,51 +108,59 @@ impl Nudge {
         work: impl Future<Output = ()> + Send + 'static,
     ) -> (Self, impl Future<Output = ()> + Send + 'static) {
         let nudge = Self::default();
-        nudge.state.lock().work = Some(Box::pin(work));
+        *nudge.work.lock() = Some(Box::pin(work));
         let task = Task(nudge.clone());
         let run = std::future::poll_fn(move |context| {
-            let mut state = task.0.state.lock();
-            if state.waker.as_ref().is_none_or(|waker| !waker.will_wake(context.waker())) {
-                state.waker = Some(context.waker().clone());
+            let mut waker = task.0.gate.task.lock();
+            if waker.as_ref().is_none_or(|waker| !waker.will_wake(context.waker())) {
+                *waker = Some(context.waker().clone());
             }
-            state.poll(context)
+            drop(waker);
+            task.0.poll(&mut task.0.work.lock())
         });
         (nudge, run)
     }
 
-    /// Polls the task once, unless it is being polled. Needs the runtime of the task as context.
-    pub fn push(&self) {
-        let Some(mut state) = self.state.try_lock() else { return };
-        let Some(waker) = state.waker.clone() else { return };
-        if state.poll(&mut Context::from_waker(&waker)).is_ready() {
-            waker.wake();
-        }
-    }
-
-    /// Waits for an answer from the task; nudges it when nobody else waits for one. Who comes while
-    /// the task is busy leaves it to gather more.
-    pub async fn ask<T>(&self, question: impl Future<Output = T>) -> T {
+    /// Waits for an answer from the task. Who waits alone, and may, does what the task would do next
+    /// instead of waking it; who comes while others wait leaves it to gather more. Needs the runtime
+    /// of the task as context. Cancel safe if the question is.
+    pub async fn ask<T>(&self, may: bool, question: impl Future<Output = T>) -> T {
         let _asking = Asking::begin(&self.asking);
-        let alone = self.asking.load(Ordering::Relaxed) == 1;
+        let mut alone = may && self.asking.load(Ordering::Relaxed) == 1;
         let mut question = pin!(question);
-        let mut first = true;
         std::future::poll_fn(|context| {
+            if !std::mem::take(&mut alone) {
+                return question.as_mut().poll(context);
+            }
+            let hold = Hold::begin(&self.gate);
             let polled = question.as_mut().poll(context);
-            if polled.is_pending() && std::mem::take(&mut first) && alone {
-                self.push();
+            if let Some(hold) = hold.filter(|_| polled.is_pending()) {
+                self.push(&hold);
             }
             polled
         })
         .await
     }
-}
 
-impl State {
-    fn poll(&mut self, context: &mut Context<'_>) -> Poll<()> {
-        let Some(work) = &mut self.work else { return Poll::Ready(()) };
-        let polled = work.as_mut().poll(context);
+    /// Polls the task while it is woken, unless it is being polled.
+    fn push(&self, hold: &Hold<'_>) {
+        let Some(mut work) = self.work.try_lock() else { return };
+        for _ in 0..MOST_POLLS {
+            if !hold.was_woken() {
+                return;
+            }
+            if self.poll(&mut work).is_ready() {
+                return self.gate.wake_task();
+            }
+        }
+    }
+
+    fn poll(&self, work: &mut Option<Work>) -> Poll<()> {
+        let Some(running) = work else { return Poll::Ready(()) };
+        let waker = Waker::from(Arc::clone(&self.gate));
+        let polled = running.as_mut().poll(&mut Context::from_waker(&waker));
         if polled.is_ready() {
-            self.work = None;
+            *work = None;
         }
         polled
     }
@@ -119,66 +183,118 @@ impl Drop for Asking<'_> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::AtomicBool;
+
     use tokio::sync::mpsc;
 
     use super::*;
 
-    /// Doubles numbers; the first poll of the task is done when this returns.
-    async fn doubling() -> (Nudge, mpsc::Sender<u32>, mpsc::Receiver<u32>, impl Future<Output = ()>)
-    {
-        let (question, mut asked) = mpsc::channel(8);
-        let (answer, answers) = mpsc::channel(8);
-        let (nudge, task) = Nudge::around(async move {
-            while let Some(number) = asked.recv().await {
-                let _ = answer.try_send(number * 2);
-            }
-        });
-        let mut task = Box::pin(task);
-        assert!(
-            std::future::poll_fn(|context| Poll::Ready(task.as_mut().poll(context)))
-                .await
-                .is_pending()
-        );
-        (nudge, question, answers, task)
+    struct Flag(AtomicBool);
+
+    impl Wake for Flag {
+        fn wake(self: Arc<Self>) {
+            self.0.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// A task that doubles numbers, polled by hand.
+    struct Doubling {
+        nudge: Nudge,
+        question: mpsc::Sender<u32>,
+        answers: mpsc::Receiver<u32>,
+        task: Pin<Box<dyn Future<Output = ()> + Send>>,
+        woken: Arc<Flag>,
+    }
+
+    impl Doubling {
+        fn new() -> Self {
+            let (question, mut asked) = mpsc::channel(8);
+            let (answer, answers) = mpsc::channel(8);
+            let (nudge, task) = Nudge::around(async move {
+                while let Some(number) = asked.recv().await {
+                    let _ = answer.try_send(number * 2);
+                }
+            });
+            let woken = Arc::new(Flag(AtomicBool::new(false)));
+            let mut doubling = Self { nudge, question, answers, task: Box::pin(task), woken };
+            assert!(doubling.poll().is_pending());
+            doubling
+        }
+
+        fn poll(&mut self) -> Poll<()> {
+            self.woken.0.store(false, Ordering::Relaxed);
+            let waker = Waker::from(Arc::clone(&self.woken));
+            self.task.as_mut().poll(&mut Context::from_waker(&waker))
+        }
+
+        fn is_woken(&self) -> bool {
+            self.woken.0.load(Ordering::Relaxed)
+        }
     }
 
     #[tokio::test]
-    async fn a_push_does_what_the_task_would_do_next() {
-        let (nudge, question, mut answers, task) = doubling().await;
-        question.try_send(21).unwrap();
-        assert!(answers.try_recv().is_err());
-        nudge.push();
-        assert_eq!(answers.try_recv(), Ok(42));
-        drop(task);
-    }
-
-    #[tokio::test]
-    async fn who_asks_alone_needs_no_other_thread() {
-        let (nudge, question, mut answers, task) = doubling().await;
-        let sending = async {
-            question.send(4).await.unwrap();
+    async fn who_asks_alone_wakes_nobody() {
+        let mut one = Doubling::new();
+        let answers = &mut one.answers;
+        let asked = async {
+            one.question.send(4).await.unwrap();
             answers.recv().await
         };
         // Nobody runs the task.
-        assert_eq!(nudge.ask(sending).await, Some(8));
-        drop(task);
+        assert_eq!(one.nudge.ask(true, asked).await, Some(8));
+        assert!(!one.is_woken());
     }
 
     #[tokio::test]
-    async fn a_dropped_task_drops_its_work() {
-        let (nudge, question, _answers, task) = doubling().await;
-        drop(task);
-        nudge.push();
-        assert!(question.is_closed());
+    async fn who_must_not_nudge_wakes_the_task() {
+        let mut one = Doubling::new();
+        let asked = async { one.question.send(4).await };
+        one.nudge.ask(false, asked).await.unwrap();
+        assert!(one.is_woken());
+        assert!(one.answers.try_recv().is_err());
+        assert!(one.poll().is_pending());
+        assert_eq!(one.answers.try_recv(), Ok(8));
     }
 
     #[tokio::test]
-    async fn the_task_ends_when_a_push_ends_its_work() {
-        let (nudge, question, _answers, task) = doubling().await;
-        let running = tokio::spawn(task);
-        tokio::task::yield_now().await;
-        drop(question);
-        nudge.push();
-        running.await.unwrap();
+    async fn what_is_asked_without_an_answer_wakes_the_task() {
+        let one = Doubling::new();
+        // Ready at its first poll: there was no need to wait, so nobody polls the task.
+        one.nudge.ask(true, async { one.question.try_send(4) }).await.unwrap();
+        assert!(one.is_woken());
+    }
+
+    #[tokio::test]
+    async fn who_is_not_alone_leaves_it_to_the_task() {
+        let mut one = Doubling::new();
+        let mut first = Box::pin(one.nudge.ask(true, std::future::pending::<()>()));
+        let mut context = Context::from_waker(Waker::noop());
+        assert!(first.as_mut().poll(&mut context).is_pending());
+        let second = one.nudge.ask(true, async {
+            one.question.send(4).await.unwrap();
+            std::future::pending::<()>().await;
+        });
+        assert!(pin!(second).poll(&mut context).is_pending());
+        drop(first);
+        assert!(one.is_woken());
+        assert!(one.answers.try_recv().is_err());
+    }
+
+    #[test]
+    fn a_dropped_task_drops_its_work() {
+        let one = Doubling::new();
+        drop(one.task);
+        assert!(one.question.is_closed());
+    }
+
+    #[tokio::test]
+    async fn the_task_ends_when_a_nudge_ends_its_work() {
+        let mut one = Doubling::new();
+        let (question, task) = (one.question, &mut one.task);
+        let ended = async {
+            drop(question);
+            task.await;
+        };
+        one.nudge.ask(true, ended).await;
     }
 }

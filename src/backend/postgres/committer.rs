@@ -98,16 +98,16 @@ impl Inbox {
         let sent = Arc::new(AtomicBool::new(false));
         let seen = Arc::clone(&sent);
         let job = Job { transactions, reply, deadline, sent, _room: room };
-        if self.jobs.send(job).is_err() {
-            return failed(super::closed());
-        }
-        // In a crowd the committer gathers more while it wakes up.
-        if bytes <= nudge::MOST_BYTES && self.lonely.load(Ordering::Relaxed) {
-            self.nudge.push();
-        }
         // The committer ends a parcel at the deadline too, and knows better what became of it.
         let grace = deadline + Duration::from_millis(250);
-        match tokio::time::timeout_at(grace, answer).await {
+        let asked = async {
+            if self.jobs.send(job).is_err() {
+                return Ok(Ok(failed(super::closed())));
+            }
+            tokio::time::timeout_at(grace, answer).await
+        };
+        let may = bytes <= nudge::MOST_BYTES && self.lonely.load(Ordering::Relaxed);
+        match self.nudge.ask(may, asked).await {
             Ok(Ok(results)) => results,
             Ok(Err(_)) => failed(super::closed()),
             Err(_) => failed(self.link.timeout("commit", seen.load(Ordering::Relaxed))),

@@ -20,7 +20,7 @@ pub(super) type Push = Arc<dyn AsyncPushSender>;
 /// Sends one command and returns its answer; an error that the server answered is an error here.
 pub(super) async fn ask(connection: &mut Connection, command: &Cmd) -> Result<Value, RedisError> {
     let sending = connection.wire.send_packed_command(command);
-    connection.nudge.ask(sending).await?.extract_error()
+    connection.nudge.ask(true, sending).await?.extract_error()
 }
 
 /// A connection, and the task that writes what is sent on it.

@@ -112,13 +112,14 @@ impl Lane {
     /// Commits transactions, in order.
     pub(super) async fn commit(&self, batch: Vec<Transaction>) -> Vec<Result<Committed>> {
         let bytes: usize = batch.iter().map(Transaction::weight).sum();
+        let may = bytes <= nudge::MOST_BYTES && self.lonely.load(Ordering::Relaxed);
+        self.nudge.ask(may, self.commit_all(batch)).await
+    }
+
+    async fn commit_all(&self, batch: Vec<Transaction>) -> Vec<Result<Committed>> {
         let mut entered = Vec::with_capacity(batch.len());
         for transaction in batch {
             entered.push(self.enter(transaction).await);
-        }
-        // In a crowd the task gathers more while it wakes up.
-        if bytes <= nudge::MOST_BYTES && self.lonely.load(Ordering::Relaxed) {
-            self.nudge.push();
         }
         let mut results = Vec::with_capacity(entered.len());
         for one in entered {
