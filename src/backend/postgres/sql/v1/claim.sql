@@ -2,7 +2,8 @@
 
 -- Returns the indexes of bindings of a group; all of them when none is named.
 create function served(p_group integer, p_pattern boolean[], p_text text[]) returns integer[]
-language plpgsql stable set search_path from current set jit = off set enable_seqscan = off as $$
+language plpgsql stable set search_path from current set jit = off set enable_seqscan = off
+set enable_mergejoin = off set enable_hashjoin = off as $$
 declare
     v_served integer[];
 begin
@@ -42,7 +43,8 @@ end $$;
 -- moment may notify nobody, so the answer is short.
 create function look_after(p_group integer, p_served integer[], p_await bigint) returns bigint
 language plpgsql set search_path from current
-set jit = off set enable_seqscan = off set enable_bitmapscan = off set plan_cache_mode = force_generic_plan as $$
+set jit = off set enable_seqscan = off set enable_mergejoin = off set enable_hashjoin = off
+set enable_bitmapscan = off set plan_cache_mode = force_generic_plan as $$
 declare
     v_now bigint := (extract(epoch from clock_timestamp()) * 1000000)::bigint;
     v_until bigint;
@@ -95,7 +97,8 @@ create function claim(
     priority smallint, attempts integer, crashes integer, accepted_at bigint, lease_until bigint
 )
 language plpgsql rows 100 set search_path from current
-set jit = off set enable_seqscan = off set enable_bitmapscan = off set plan_cache_mode = force_generic_plan as $$
+set jit = off set enable_seqscan = off set enable_mergejoin = off set enable_hashjoin = off
+set enable_bitmapscan = off set plan_cache_mode = force_generic_plan as $$
 #variable_conflict use_column
 declare
     v_group integer;
@@ -209,7 +212,8 @@ create function renew(
     p_group integer[], p_binding integer[], p_id uuid[], p_token bigint[], p_lease bigint
 ) returns integer[]
 language plpgsql set search_path from current
-set jit = off set enable_seqscan = off set enable_bitmapscan = off as $$
+set jit = off set enable_seqscan = off set enable_mergejoin = off set enable_hashjoin = off
+set enable_bitmapscan = off as $$
 declare
     v_done integer[];
     v_until bigint := now_us() + p_lease;
@@ -229,7 +233,8 @@ end $$;
 
 -- Reads records.
 create function read_records(p_keys text[]) returns table (key text, version bigint, value bytea)
-language plpgsql set search_path from current set jit = off set enable_seqscan = off as $$
+language plpgsql set search_path from current set jit = off set enable_seqscan = off
+set enable_mergejoin = off set enable_hashjoin = off as $$
 #variable_conflict use_column
 begin
     return query select r.key, r.version, r.value from records r
@@ -241,7 +246,8 @@ end $$;
 -- end), in the order of their bytes.
 create function scan_records(p_from text, p_below text, p_after text, p_limit bigint)
 returns table (key text, version bigint, value bytea)
-language plpgsql set search_path from current set jit = off set enable_seqscan = off as $$
+language plpgsql set search_path from current set jit = off set enable_seqscan = off
+set enable_mergejoin = off set enable_hashjoin = off as $$
 #variable_conflict use_column
 begin
     if p_after is not null and p_after collate "C" >= p_from collate "C" then

@@ -38,7 +38,8 @@ create function commit(
     out lost integer[], out results bigint[]
 )
 language plpgsql set search_path from current
-set jit = off set enable_seqscan = off set enable_bitmapscan = off set plan_cache_mode = force_generic_plan as $$
+set jit = off set enable_seqscan = off set enable_mergejoin = off set enable_hashjoin = off
+set enable_bitmapscan = off set plan_cache_mode = force_generic_plan as $$
 declare
     v_channel text := 'eventbus:' || current_schema();
     -- Takes what functions without a result return: an assignment starts no statement.
@@ -341,7 +342,8 @@ create function store(
     p_group integer[], p_binding integer[], p_limited integer[], p_dedup_window bigint,
     out queues bigint, out full_queue bigint[]
 )
-language plpgsql set search_path from current set jit = off set enable_seqscan = off as $$
+language plpgsql set search_path from current set jit = off set enable_seqscan = off
+set enable_mergejoin = off set enable_hashjoin = off as $$
 declare
     v_now bigint := now_us();
     v_due bigint := coalesce(p_due, v_now + p_after, v_now);
@@ -401,7 +403,8 @@ $$;
 create function write_record(
     p_key text, p_delete boolean, p_value bytea, p_if_version bigint, p_ttl bigint
 ) returns bigint
-language plpgsql set search_path from current set jit = off set enable_seqscan = off as $$
+language plpgsql set search_path from current set jit = off set enable_seqscan = off
+set enable_mergejoin = off set enable_hashjoin = off as $$
 declare
     r record;
     v_there bigint;

@@ -196,7 +196,8 @@ end $$;
 
 -- Applies an action to the waiting copies of a message: 0 cancel, 1 reschedule, 2 promote.
 create function act_on(p_name text, p_id uuid, p_action smallint, p_at bigint) returns bigint
-language plpgsql set search_path from current set jit = off set enable_seqscan = off as $$
+language plpgsql set search_path from current set jit = off set enable_seqscan = off
+set enable_mergejoin = off set enable_hashjoin = off as $$
 declare
     v_group integer := find_group(p_name);
     v_key text[];

@@ -77,7 +77,8 @@ end $$;
 -- Gives positions to what is committed and has none.
 create function number_kept() returns void
 language plpgsql set search_path from current
-set jit = off set enable_seqscan = off set enable_bitmapscan = off as $$
+set jit = off set enable_seqscan = off set enable_mergejoin = off set enable_hashjoin = off
+set enable_bitmapscan = off as $$
 begin
     if not exists (select 1 from kept_fresh) then
         return;
@@ -99,7 +100,8 @@ end $$;
 -- everything is kept as far as age goes (null = ever).
 create function kept_range(out before bigint, out newest bigint, out horizon bigint, out most bigint)
 language plpgsql set search_path from current
-set jit = off set enable_seqscan = off set enable_bitmapscan = off as $$
+set jit = off set enable_seqscan = off set enable_mergejoin = off set enable_hashjoin = off
+set enable_bitmapscan = off as $$
 declare
     v_first bigint;
 begin
@@ -120,7 +122,8 @@ create function find_kept(
     p_kind smallint, p_value bigint, p_event uuid, out place bigint, out cut boolean
 )
 language plpgsql set search_path from current
-set jit = off set enable_seqscan = off set enable_bitmapscan = off as $$
+set jit = off set enable_seqscan = off set enable_mergejoin = off set enable_hashjoin = off
+set enable_bitmapscan = off as $$
 declare
     k record;
 begin
@@ -152,7 +155,8 @@ create function read_kept(
     p_after bigint, p_most integer, p_bytes bigint, p_topic text[], p_prefix text[]
 ) returns table (kind smallint, place bigint, topic text, body bytea, more boolean)
 language plpgsql set search_path from current
-set jit = off set enable_seqscan = off set enable_bitmapscan = off as $$
+set jit = off set enable_seqscan = off set enable_mergejoin = off set enable_hashjoin = off
+set enable_bitmapscan = off as $$
 #variable_conflict use_column
 declare
     k record;
@@ -197,7 +201,8 @@ end $$;
 -- Forgets what is kept no longer.
 create function trim_kept() returns void
 language plpgsql set search_path from current
-set jit = off set enable_seqscan = off set enable_bitmapscan = off as $$
+set jit = off set enable_seqscan = off set enable_mergejoin = off set enable_hashjoin = off
+set enable_bitmapscan = off as $$
 declare
     k record;
     v_no bigint[];

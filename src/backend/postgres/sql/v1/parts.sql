@@ -90,7 +90,8 @@ end $$;
 
 -- Lets the heads of keys go; the caller holds their lanes.
 create function free_lanes(p_group integer[], p_key text[]) returns void
-language plpgsql set search_path from current set jit = off set enable_seqscan = off as $$
+language plpgsql set search_path from current set jit = off set enable_seqscan = off
+set enable_mergejoin = off set enable_hashjoin = off as $$
 begin
     update messages m set state = 0
     from (select distinct t.g, t.k from unnest(p_group, p_key) as t (g, k) where t.k is not null) l
@@ -109,7 +110,8 @@ end $$;
 
 -- Returns those of the messages whose lanes could be taken without waiting, or that have no key.
 create function free_to_move(p_seq bigint[]) returns bigint[]
-language plpgsql set search_path from current set jit = off set enable_seqscan = off as $$
+language plpgsql set search_path from current set jit = off set enable_seqscan = off
+set enable_mergejoin = off set enable_hashjoin = off as $$
 declare
     v_keyed boolean;
     v_free bigint[];
@@ -133,7 +135,8 @@ end $$;
 -- Removes messages that are not claimed and counts them as removed; returns how many. The caller
 -- holds their lanes.
 create function discard(p_seq bigint[]) returns bigint
-language plpgsql set search_path from current set jit = off set enable_seqscan = off as $$
+language plpgsql set search_path from current set jit = off set enable_seqscan = off
+set enable_mergejoin = off set enable_hashjoin = off as $$
 declare
     v_count bigint;
     v_group integer[];
@@ -156,7 +159,8 @@ end $$;
 
 -- Moves messages to the dead letters. The caller holds their rows and lanes.
 create function bury(p_seq bigint[], p_reason smallint, p_error text) returns void
-language plpgsql set search_path from current set jit = off set enable_seqscan = off as $$
+language plpgsql set search_path from current set jit = off set enable_seqscan = off
+set enable_mergejoin = off set enable_hashjoin = off as $$
 declare
     v_group integer[];
     v_key text[];
@@ -191,7 +195,8 @@ end $$;
 -- Buries what waits and may no longer be delivered.
 create function expire(p_group integer) returns void
 language plpgsql set search_path from current
-set jit = off set enable_seqscan = off set enable_bitmapscan = off as $$
+set jit = off set enable_seqscan = off set enable_mergejoin = off set enable_hashjoin = off
+set enable_bitmapscan = off as $$
 declare
     v_now bigint := now_us();
     v_seq bigint[];
@@ -219,7 +224,8 @@ end $$;
 -- and with `p_max_deliveries` what crashed too often. Never waits for a lock.
 create function sweep(p_group integer, p_max_deliveries integer) returns void
 language plpgsql set search_path from current
-set jit = off set enable_seqscan = off set enable_bitmapscan = off as $$
+set jit = off set enable_seqscan = off set enable_mergejoin = off set enable_hashjoin = off
+set enable_bitmapscan = off as $$
 declare
     v_now bigint := now_us();
     v_seq bigint[];
@@ -287,7 +293,8 @@ create function settle(
     p_group integer, p_binding integer, p_id uuid, p_token bigint,
     p_outcome smallint, p_after bigint, p_reason smallint, p_error text
 ) returns boolean
-language plpgsql set search_path from current set jit = off set enable_seqscan = off as $$
+language plpgsql set search_path from current set jit = off set enable_seqscan = off
+set enable_mergejoin = off set enable_hashjoin = off as $$
 declare
     v record;
     v_due bigint;
