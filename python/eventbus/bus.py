@@ -244,8 +244,11 @@ class Bus(CoreBus):
         caller = asyncio.current_task()
         around = [consumer for consumer in self._consumers if consumer.runs_in(caller)]
         stops = [consumer._stop(limit, caller) for consumer in list(self._consumers)]
-        if stops:
-            await asyncio.gather(*stops)
+        for failure in await asyncio.gather(*stops, return_exceptions=True):
+            if isinstance(failure, EventBusError):
+                log.warning("what a consumer held comes back when its lease ends: %s", failure)
+            elif failure is not None:
+                raise failure
         for deliveries in list(self._deliveries):
             await deliveries.aclose()
         if not self._in_process:

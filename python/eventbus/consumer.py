@@ -359,7 +359,11 @@ class Consumer:
     async def _stop(self, timeout: float | None, current: asyncio.Task[Any] | None) -> None:
         """Stop for a caller, who is not waited for: it may be one of the handlers."""
         self._stopping = True
-        await self._core.stop()
+        failure: EventBusError | None = None
+        try:
+            await self._core.stop()
+        except EventBusError as error:
+            failure = error
         own = self._loop is asyncio.get_running_loop()
         workers = [task for task in self._workers if task is not current and not task.done()]
         if own:
@@ -380,8 +384,14 @@ class Consumer:
                 if not self._loop.is_closed():
                     self._loop.call_soon_threadsafe(task.cancel)
         if current not in self._workers:
-            await self._core.release()
+            try:
+                await self._core.release()
+            except EventBusError as error:
+                failure = error
         self._bus._consumers.discard(self)
+        if failure is not None:
+            # All the same it has stopped; what it could not give back comes back by itself.
+            raise failure
 
     def __repr__(self) -> str:
         """Return group and handler."""

@@ -199,6 +199,27 @@ async def test_a_cut_inside_an_answer_to_a_claim_strands_nothing(
     assert figures["acked"] == figures["accepted"]
 
 
+async def test_a_bus_closes_without_its_server(connected: Connect, proxy: FaultProxy) -> None:
+    publisher, bus = await connected(), await connected(proxy.port, op_timeout=1.0)
+    began = asyncio.Event()
+
+    async def handle(event: Event) -> None:
+        began.set()
+        await asyncio.sleep(60)
+
+    await bus.consume(TOPIC, handle, group=GROUP, lease=2.0)
+    await publisher.publish(TOPIC, {"n": 0})
+    await asyncio.wait_for(began.wait(), 10)
+    proxy.refuse()
+    proxy.cut(rst=True)
+    await asyncio.wait_for(bus.drain(0.1), 20)
+    assert bus.state == "closed"
+    # What it held comes back by itself.
+    again = asyncio.Event()
+    await publisher.consume(TOPIC, lambda event: again.set(), group=GROUP, lease=2.0)
+    await asyncio.wait_for(again.wait(), 10)
+
+
 async def test_a_reset_of_every_connection_is_survived(
     broker: Broker, connected: Connect, proxy: FaultProxy, tmp_path: Path
 ) -> None:
