@@ -243,12 +243,7 @@ class Bus(CoreBus):
             log.exception("buffered publishes failed while draining")
         caller = asyncio.current_task()
         around = [consumer for consumer in self._consumers if consumer.runs_in(caller)]
-        stops = [consumer._stop(limit, caller) for consumer in list(self._consumers)]
-        for failure in await asyncio.gather(*stops, return_exceptions=True):
-            if isinstance(failure, EventBusError):
-                log.warning("what a consumer held comes back when its lease ends: %s", failure)
-            elif failure is not None:
-                raise failure
+        await self._stop_consumers(limit, caller)
         for deliveries in list(self._deliveries):
             await deliveries.aclose()
         if not self._in_process:
@@ -270,6 +265,15 @@ class Bus(CoreBus):
             else:
                 await self._disconnect()
         self._enter("closed")
+
+    async def _stop_consumers(self, limit: float, caller: asyncio.Task[Any] | None) -> None:
+        """Stop all consumers; a server that is away does not keep the bus open."""
+        stops = [consumer._stop(limit, caller) for consumer in list(self._consumers)]
+        for failure in await asyncio.gather(*stops, return_exceptions=True):
+            if isinstance(failure, EventBusError):
+                log.warning("what a consumer held comes back when its lease ends: %s", failure)
+            elif failure is not None:
+                raise failure
 
     async def _leave(self, caller: asyncio.Task[Any], around: list[Consumer], limit: float) -> None:
         """Disconnect once the handler that closed the bus has ended and is acknowledged."""

@@ -364,6 +364,19 @@ class Consumer:
             await self._core.stop()
         except EventBusError as error:
             failure = error
+        await self._end_workers(timeout, current)
+        if current not in self._workers:
+            try:
+                await self._core.release()
+            except EventBusError as error:
+                failure = error
+        self._bus._consumers.discard(self)
+        if failure is not None:
+            # All the same it has stopped; what it could not give back comes back by itself.
+            raise failure
+
+    async def _end_workers(self, timeout: float | None, current: asyncio.Task[Any] | None) -> None:
+        """Let handlers that run finish, and cancel those that are late."""
         own = self._loop is asyncio.get_running_loop()
         workers = [task for task in self._workers if task is not current and not task.done()]
         if own:
@@ -383,15 +396,6 @@ class Consumer:
             for task in [*workers, self._watcher]:
                 if not self._loop.is_closed():
                     self._loop.call_soon_threadsafe(task.cancel)
-        if current not in self._workers:
-            try:
-                await self._core.release()
-            except EventBusError as error:
-                failure = error
-        self._bus._consumers.discard(self)
-        if failure is not None:
-            # All the same it has stopped; what it could not give back comes back by itself.
-            raise failure
 
     def __repr__(self) -> str:
         """Return group and handler."""
