@@ -57,9 +57,14 @@ impl Context {
         let mut command = scripts::ADMIN.call(&self.prefix);
         command.arg("registry").arg("");
         let answer = self.link.send(&command, deadline).await?;
+        self.take_bindings(answer).map_err(Trouble::Refused)
+    }
+
+    /// Takes over the bindings that were read.
+    pub(super) fn take_bindings(&self, answer: Value) -> Result<()> {
         let registry = Registry::read(answer).ok_or_else(|| {
             let reason = "the groups stored under the prefix make no sense".to_owned();
-            Trouble::Refused(Error::Internal { reason })
+            Error::Internal { reason }
         })?;
         *self.registry.write() = Arc::new(registry);
         Ok(())

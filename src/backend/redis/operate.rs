@@ -1,14 +1,10 @@
 //! Groups, and what operators see and do.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use redis::{Cmd, Value};
-use tokio::time::Instant;
 
-use super::lanes::load;
-use super::link::Trouble;
 use super::message::{self, HEAD};
 use super::registry::{read_binding, text, write_binding};
 use super::session::Session;
@@ -72,19 +68,12 @@ impl Session {
 
     /// Reads the bindings anew after they changed here.
     async fn refresh(&self) -> Result<()> {
-        let deadline = Instant::now() + self.config.net.op_timeout;
-        loop {
-            match self.context.refresh(deadline).await {
-                Ok(()) => return Ok(()),
-                // It only reads: a lost answer is asked for again.
-                Err(Trouble::Lost) if Instant::now() < deadline => {}
-                Err(Trouble::NoScript) => load(&self.context, deadline).await,
-                Err(Trouble::Away) if Instant::now() < deadline => {
-                    tokio::time::sleep(Duration::from_millis(50)).await;
-                }
-                Err(trouble) => return Err(self.failed("reading the groups", trouble)),
-            }
-        }
+        let answer = self
+            .script("reading the groups", &scripts::ADMIN, |command| {
+                command.arg("registry").arg("");
+            })
+            .await?;
+        self.context.take_bindings(answer)
     }
 
     pub(super) async fn declare(&self, spec: GroupSpec) -> Result<()> {

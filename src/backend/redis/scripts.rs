@@ -27,7 +27,7 @@ pub(super) static ADMIN: LazyLock<Script> =
 /// Reads what is kept for replay.
 pub(super) static REPLAY: LazyLock<Script> = script!("base", "lib", "kept", "replay");
 /// Passes a wake-up on.
-pub(super) static PASS: LazyLock<Script> = script!("base", "lib", "pass");
+pub(super) static PASS: LazyLock<Script> = script!("base", "pass");
 
 /// All of them, to be loaded when a connection is made.
 pub(super) fn all() -> [&'static Script; 8] {
