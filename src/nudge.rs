@@ -6,13 +6,13 @@
 
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
 
 use parking_lot::Mutex;
 
 /// Work of more bytes is left to its task, and to its thread: it would hold up whoever nudges.
-pub const MOST_BYTES: usize = 16 << 10;
+const MOST_BYTES: usize = 16 << 10;
 /// Most polls of one nudge; a task with still more to do is woken.
 const MOST_POLLS: usize = 4;
 
@@ -78,12 +78,29 @@ impl Drop for Hold<'_> {
     }
 }
 
+/// Whether the task last found more than one piece of work. It will soon again, and gathers best
+/// when nobody polls it early.
+#[derive(Clone, Debug, Default)]
+pub struct Crowd(Arc<AtomicBool>);
+
+impl Crowd {
+    /// Told by the task: how many pieces of work it found at once.
+    pub fn found(&self, pieces: usize) {
+        self.0.store(pieces > 1, Ordering::Relaxed);
+    }
+
+    fn is_here(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
 /// Polls a background task. Cheap to clone.
 #[derive(Clone, Default)]
 pub struct Nudge {
     work: Arc<Mutex<Option<Work>>>,
     gate: Arc<Gate>,
     asking: Arc<AtomicUsize>,
+    crowd: Crowd,
 }
 
 impl std::fmt::Debug for Nudge {
@@ -103,12 +120,13 @@ impl Drop for Task {
 }
 
 impl Nudge {
-    /// Returns a nudge and the task to spawn; dropping the task drops the work.
-    pub fn around(
-        work: impl Future<Output = ()> + Send + 'static,
+    /// Returns a nudge and the task to spawn; dropping the task drops the work. Work that gathers
+    /// says what it found.
+    pub fn around<W: Future<Output = ()> + Send + 'static>(
+        work: impl FnOnce(Crowd) -> W,
     ) -> (Self, impl Future<Output = ()> + Send + 'static) {
         let nudge = Self::default();
-        *nudge.work.lock() = Some(Box::pin(work));
+        *nudge.work.lock() = Some(Box::pin(work(nudge.crowd.clone())));
         let task = Task(nudge.clone());
         let run = std::future::poll_fn(move |context| {
             let mut waker = task.0.gate.task.lock();
@@ -121,12 +139,14 @@ impl Nudge {
         (nudge, run)
     }
 
-    /// Waits for an answer from the task. Who waits alone, and may, does what the task would do next
-    /// instead of waking it; who comes while others wait leaves it to gather more. Needs the runtime
-    /// of the task as context. Cancel safe if the question is.
-    pub async fn ask<T>(&self, may: bool, question: impl Future<Output = T>) -> T {
+    /// Waits for an answer from the task. Who waits alone, with few bytes, does what the task would
+    /// do next instead of waking it; who comes while others wait leaves it to gather more. Needs the
+    /// runtime of the task as context. Cancel safe if the question is.
+    pub async fn ask<T>(&self, bytes: usize, question: impl Future<Output = T>) -> T {
         let _asking = Asking::begin(&self.asking);
-        let mut alone = may && self.asking.load(Ordering::Relaxed) == 1;
+        let mut alone = bytes <= MOST_BYTES
+            && !self.crowd.is_here()
+            && self.asking.load(Ordering::Relaxed) == 1;
         let mut question = pin!(question);
         std::future::poll_fn(|context| {
             if !std::mem::take(&mut alone) {
@@ -210,8 +230,9 @@ mod tests {
         fn new() -> Self {
             let (question, mut asked) = mpsc::channel(8);
             let (answer, answers) = mpsc::channel(8);
-            let (nudge, task) = Nudge::around(async move {
+            let (nudge, task) = Nudge::around(|crowd| async move {
                 while let Some(number) = asked.recv().await {
+                    crowd.found(1 + asked.len());
                     let _ = answer.try_send(number * 2);
                 }
             });
@@ -241,15 +262,19 @@ mod tests {
             answers.recv().await
         };
         // Nobody runs the task.
-        assert_eq!(one.nudge.ask(true, asked).await, Some(8));
+        assert_eq!(one.nudge.ask(0, asked).await, Some(8));
         assert!(!one.is_woken());
     }
 
     #[tokio::test]
-    async fn who_must_not_nudge_wakes_the_task() {
+    async fn who_brings_much_wakes_the_task() {
         let mut one = Doubling::new();
-        let asked = async { one.question.send(4).await };
-        one.nudge.ask(false, asked).await.unwrap();
+        let asked = async {
+            one.question.send(4).await.unwrap();
+            std::future::pending::<()>().await;
+        };
+        let mut context = Context::from_waker(Waker::noop());
+        assert!(pin!(one.nudge.ask(MOST_BYTES + 1, asked)).poll(&mut context).is_pending());
         assert!(one.is_woken());
         assert!(one.answers.try_recv().is_err());
         assert!(one.poll().is_pending());
@@ -257,20 +282,45 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_task_that_found_more_is_left_alone_to_gather() {
+        let mut one = Doubling::new();
+        for number in [1, 2] {
+            one.question.send(number).await.unwrap();
+        }
+        assert!(one.poll().is_pending());
+        // It found one piece of work last, after a crowd of two.
+        assert_eq!([one.answers.try_recv(), one.answers.try_recv()], [Ok(2), Ok(4)]);
+        let answers = &mut one.answers;
+        let asked = async {
+            one.question.send(3).await.unwrap();
+            answers.recv().await
+        };
+        assert_eq!(one.nudge.ask(0, asked).await, Some(6));
+        one.nudge.crowd.found(2);
+        let asked = async {
+            one.question.send(4).await.unwrap();
+            std::future::pending::<()>().await;
+        };
+        let mut context = Context::from_waker(Waker::noop());
+        assert!(pin!(one.nudge.ask(0, asked)).poll(&mut context).is_pending());
+        assert!(one.answers.try_recv().is_err());
+    }
+
+    #[tokio::test]
     async fn what_is_asked_without_an_answer_wakes_the_task() {
         let one = Doubling::new();
         // Ready at its first poll: there was no need to wait, so nobody polls the task.
-        one.nudge.ask(true, async { one.question.try_send(4) }).await.unwrap();
+        one.nudge.ask(0, async { one.question.try_send(4) }).await.unwrap();
         assert!(one.is_woken());
     }
 
     #[tokio::test]
     async fn who_is_not_alone_leaves_it_to_the_task() {
         let mut one = Doubling::new();
-        let mut first = Box::pin(one.nudge.ask(true, std::future::pending::<()>()));
+        let mut first = Box::pin(one.nudge.ask(0, std::future::pending::<()>()));
         let mut context = Context::from_waker(Waker::noop());
         assert!(first.as_mut().poll(&mut context).is_pending());
-        let second = one.nudge.ask(true, async {
+        let second = one.nudge.ask(0, async {
             one.question.send(4).await.unwrap();
             std::future::pending::<()>().await;
         });
@@ -295,6 +345,6 @@ mod tests {
             drop(question);
             task.await;
         };
-        one.nudge.ask(true, ended).await;
+        one.nudge.ask(0, ended).await;
     }
 }

@@ -113,6 +113,13 @@ pub struct Message {
     pub broadcast: bool,
 }
 
+impl Message {
+    /// Whether listeners get it: one with a time to wait is for queues alone.
+    pub fn is_heard(&self) -> bool {
+        self.broadcast && self.due == Due::Now
+    }
+}
+
 /// Fencing token of one delivery: unique and increasing; stale as soon as the delivery is claimed
 /// again or taken back by the sweep.
 pub type Token = u64;

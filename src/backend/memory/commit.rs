@@ -238,7 +238,7 @@ impl State {
                     let Some(publish) = publishes.next() else { continue };
                     let targets = &plan.targets[begin..publish.end];
                     begin = publish.end;
-                    let heard = message.broadcast && message.due == Due::Now && !publish.duplicate;
+                    let heard = message.is_heard() && !publish.duplicate;
                     if heard && (self.kept.is_some() || !self.listeners.is_empty()) {
                         let (topic, body) = (Arc::clone(&message.topic), message.body.clone());
                         broadcasts.push((message.event, topic, body));

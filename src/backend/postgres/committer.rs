@@ -20,7 +20,7 @@ use super::session::Session;
 use super::wake::Wakes;
 use crate::backend::{Committed, Op, Transaction};
 use crate::error::{Error, Result};
-use crate::nudge::{self, Nudge};
+use crate::nudge::{Crowd, Nudge};
 
 /// What may wait to be committed, in units of 1 KiB or one transaction: 64 MiB.
 const BUFFER: u32 = 65_536;
@@ -61,8 +61,6 @@ pub(super) struct Inbox {
     room: Arc<Semaphore>,
     link: Arc<Link>,
     nudge: Nudge,
-    /// Whether the last parcel was a single call.
-    lonely: Arc<AtomicBool>,
 }
 
 impl Inbox {
@@ -71,13 +69,12 @@ impl Inbox {
         let (jobs, received) = mpsc::unbounded_channel();
         let link = Arc::clone(&desk.link);
         let sender = Sender { producer: Uuid::new_v4(), dedup_window: desk.dedup_window };
-        let lonely = Arc::new(AtomicBool::new(true));
         let committer = Committer { desk, sender, number: 0, session: None };
-        let (nudge, task) = Nudge::around(committer.run(received, Arc::clone(&lonely)));
+        let (nudge, task) = Nudge::around(move |crowd| committer.run(received, crowd));
         link.tasks.spawn(task);
         // The channel has no bound of its own: every job holds a part of the room.
         let room = Arc::new(Semaphore::new(BUFFER as usize));
-        Self { jobs, room, link, nudge, lonely }
+        Self { jobs, room, link, nudge }
     }
 
     /// Commits transactions; one result each.
@@ -106,8 +103,7 @@ impl Inbox {
             }
             tokio::time::timeout_at(grace, answer).await
         };
-        let may = bytes <= nudge::MOST_BYTES && self.lonely.load(Ordering::Relaxed);
-        match self.nudge.ask(may, asked).await {
+        match self.nudge.ask(bytes, asked).await {
             Ok(Ok(results)) => results,
             Ok(Err(_)) => failed(super::closed()),
             Err(_) => failed(self.link.timeout("commit", seen.load(Ordering::Relaxed))),
@@ -125,12 +121,12 @@ struct Committer {
 }
 
 impl Committer {
-    async fn run(mut self, mut received: mpsc::UnboundedReceiver<Job>, lonely: Arc<AtomicBool>) {
+    async fn run(mut self, mut received: mpsc::UnboundedReceiver<Job>, crowd: Crowd) {
         let mut jobs = Vec::new();
         while received.recv_many(&mut jobs, MOST_CALLS).await > 0 {
             // A call that nobody waits for any more was not sent, and will not be.
             jobs.retain(|job: &Job| !job.reply.is_closed());
-            lonely.store(jobs.len() <= 1, Ordering::Relaxed);
+            crowd.found(jobs.len());
             let results = self.commit(&jobs).await;
             for (job, results) in jobs.drain(..).zip(results) {
                 // Who gave up waiting was told so.

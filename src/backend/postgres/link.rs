@@ -104,7 +104,7 @@ impl Link {
         let opened = self.connector.open().await;
         let (client, wire) = opened.inspect_err(|error| self.note(&error.to_string()))?;
         let mut silences = self.silences.subscribe();
-        let (nudge, wire) = Nudge::around(async move { drop(wire.await) });
+        let (nudge, wire) = Nudge::around(|_| async move { drop(wire.await) });
         self.tasks.spawn(async move {
             // Whoever uses the session learns of its end by its own calls. A wire that waits for an
             // answer ends with the silence, or it would wait for as long as TCP does.

@@ -20,7 +20,7 @@ use super::pool::Pool;
 use super::registry::{Cache, Registry};
 use super::schema::Schema;
 use super::session::Argument;
-use super::step::{heard, signed};
+use super::step::signed;
 use super::wake::Wakes;
 use super::{fault, kept, micros};
 use crate::backend::feeds::Feeds;
@@ -210,7 +210,7 @@ impl Live {
     /// Whether a message is broadcast by table, where `DataKnobs` originals do not find it.
     pub(super) fn goes_apart(&self, message: &Message) -> bool {
         let fits = |names: &Arc<Names>| names.fits(&message.topic, &message.body);
-        heard(message) && !self.outgoing.as_ref().is_none_or(fits)
+        message.is_heard() && !self.outgoing.as_ref().is_none_or(fits)
     }
 
     /// Refuses what may not go by table.

@@ -12,7 +12,7 @@ use uuid::Uuid;
 use super::answers::Answers;
 use super::foreign::Names;
 use super::registry::{Registry, Target};
-use super::step::{self, Step, heard, record, settle};
+use super::step::{self, Step, record, settle};
 use super::wire::Packer;
 use crate::backend::{Accepted, Committed, Lease, Message, Op, Outcome, Token, Transaction};
 use crate::error::{Error, Result};
@@ -196,7 +196,7 @@ impl<'a> Parcel<'a> {
                 self.lanes.extend(targets.iter().map(|target| (target.group, key)));
             }
             self.copies.extend(targets.into_iter().map(|target| Copy { target, message }));
-            if !heard(message) {
+            if !message.is_heard() {
                 continue;
             }
             if self.keeps {

@@ -53,7 +53,7 @@ impl Session {
     ) -> Result<Vec<Row>, tokio_postgres::Error> {
         if call.hot && self.link.may_prepare() {
             let statement = self.statement(call).await?;
-            return self.nudge.ask(true, self.client.query(&statement, arguments)).await;
+            return self.nudge.ask(0, self.client.query(&statement, arguments)).await;
         }
         let text = self.link.schema.sql(&call.text());
         let typed: Vec<(Argument<'_>, Type)> =

@@ -42,7 +42,7 @@ pub(super) struct Step<'a> {
 /// Returns the step of a publish; what subscribers get is packed by itself.
 pub(super) fn publish<'a>(message: &'a Message, packer: &mut Packer) -> Step<'a> {
     let (mut large, mut notify) = (None, None);
-    if heard(message) {
+    if message.is_heard() {
         let sent = if packer.fits(&message.topic, &message.body) {
             packer.inline(&message.topic, &message.body)
         } else {
@@ -67,7 +67,7 @@ pub(super) fn publish<'a>(message: &'a Message, packer: &mut Packer) -> Step<'a>
         ttl: message.expires_after.map(micros),
         notify,
         large,
-        event: heard(message).then(|| Uuid::from_bytes(message.event)),
+        event: message.is_heard().then(|| Uuid::from_bytes(message.event)),
         ..Step::default()
     }
 }
@@ -139,10 +139,6 @@ fn reason_number(reason: DeadReason) -> Option<i16> {
 pub(super) fn reason(number: i16) -> DeadReason {
     let known = usize::try_from(number).ok().and_then(|number| REASONS.get(number));
     known.copied().unwrap_or(DeadReason::Rejected)
-}
-
-pub(super) fn heard(message: &Message) -> bool {
-    message.broadcast && message.due == Due::Now
 }
 
 /// Returns the delay and the time of a message that is not due now.

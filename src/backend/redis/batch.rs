@@ -117,7 +117,7 @@ impl Topics<'_> {
         let (topic, queues) = self.index_of(&message.topic);
         number(out, topic);
         write_text(out, &message::write(message));
-        if !message.broadcast || message.due != Due::Now {
+        if !message.is_heard() {
             flag(out, false);
             return queues;
         }
@@ -146,8 +146,7 @@ impl Topics<'_> {
         let mut count = 0;
         for op in ops {
             let Op::Publish(message) = op else { return None };
-            if !message.broadcast || message.due != Due::Now || self.index_of(&message.topic).1 > 0
-            {
+            if !message.is_heard() || self.index_of(&message.topic).1 > 0 {
                 return None;
             }
             count += 1;

@@ -20,7 +20,7 @@ pub(super) type Push = Arc<dyn AsyncPushSender>;
 /// Sends one command and returns its answer; an error that the server answered is an error here.
 pub(super) async fn ask(connection: &mut Connection, command: &Cmd) -> Result<Value, RedisError> {
     let sending = connection.wire.send_packed_command(command);
-    connection.nudge.ask(true, sending).await?.extract_error()
+    connection.nudge.ask(0, sending).await?.extract_error()
 }
 
 /// A connection, and the task that writes what is sent on it.
@@ -135,7 +135,7 @@ impl Dialer {
         }
         let made = MultiplexedConnection::new_with_config(&info, stream, config).await;
         let (wire, driver) = made.map_err(|error| refusal(endpoint, &error))?;
-        let (nudge, driver) = Nudge::around(driver);
+        let (nudge, driver) = Nudge::around(|_| driver);
         tokio::spawn(driver);
         let mut connection = Connection { wire, nudge };
         // Also told by servers that accept connections before they can serve.

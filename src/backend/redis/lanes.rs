@@ -5,7 +5,6 @@
 //! whose answer was lost can be sent again: the server knows its number.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use parking_lot::RwLock;
@@ -19,7 +18,7 @@ use super::registry::Registry;
 use super::{scripts, single};
 use crate::backend::{Committed, Transaction};
 use crate::error::{Error, Result};
-use crate::nudge::{self, Nudge};
+use crate::nudge::{Crowd, Nudge};
 
 /// Most transactions in a batch.
 const MAX_TRANSACTIONS: usize = 1000;
@@ -79,8 +78,6 @@ pub(super) struct Lane {
     op_timeout: Duration,
     context: Arc<Context>,
     nudge: Nudge,
-    /// Whether the last batch was a single transaction.
-    lonely: Arc<AtomicBool>,
 }
 
 impl Lane {
@@ -89,10 +86,9 @@ impl Lane {
         let (queue, waiting) = mpsc::channel(MAX_WAITING);
         let room = Arc::new(Semaphore::new(MAX_WAITING_BYTES));
         let op_timeout = context.op_timeout;
-        let lonely = Arc::new(AtomicBool::new(true));
-        let served = serve(Arc::clone(&context), waiting, Arc::clone(&lonely));
-        let (nudge, task) = Nudge::around(served);
-        (Self { queue, room, op_timeout, context, nudge, lonely }, task)
+        let served = Arc::clone(&context);
+        let (nudge, task) = Nudge::around(move |crowd| serve(served, waiting, crowd));
+        (Self { queue, room, op_timeout, context, nudge }, task)
     }
 
     /// Hands a transaction in; the answer comes when its batch was committed.
@@ -117,8 +113,7 @@ impl Lane {
     /// Commits transactions, in order.
     pub(super) async fn commit(&self, batch: Vec<Transaction>) -> Vec<Result<Committed>> {
         let bytes: usize = batch.iter().map(Transaction::weight).sum();
-        let may = bytes <= nudge::MOST_BYTES && self.lonely.load(Ordering::Relaxed);
-        self.nudge.ask(may, self.commit_all(batch)).await
+        self.nudge.ask(bytes, self.commit_all(batch)).await
     }
 
     async fn commit_all(&self, batch: Vec<Transaction>) -> Vec<Result<Committed>> {
@@ -138,11 +133,7 @@ impl Lane {
 }
 
 /// Serves a lane until nobody can hand anything in.
-async fn serve(
-    context: Arc<Context>,
-    mut waiting: mpsc::Receiver<Waiting>,
-    lonely: Arc<AtomicBool>,
-) {
+async fn serve(context: Arc<Context>, mut waiting: mpsc::Receiver<Waiting>, crowd: Crowd) {
     let producer = uuid::Uuid::new_v4().simple().to_string();
     let mut number = 0;
     let mut left: Option<Waiting> = None;
@@ -166,7 +157,7 @@ async fn serve(
             batch.push(next);
         }
         number += 1;
-        lonely.store(batch.len() == 1, Ordering::Relaxed);
+        crowd.found(batch.len());
         send(&context, &producer, number, batch).await;
     }
 }

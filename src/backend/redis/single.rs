@@ -4,7 +4,7 @@ use redis::Cmd;
 
 use super::batch::{Batch, Header, is_plain};
 use super::{message, scripts};
-use crate::backend::{Due, Op, Transaction};
+use crate::backend::{Op, Transaction};
 
 /// Returns the command for a batch that is one plain publish, kept by one queue at most and not for
 /// replay, with what reads its answer; `None` for any other.
@@ -22,8 +22,7 @@ pub(super) fn write(
     if targets.len() > 1 {
         return None;
     }
-    let is_heard = message.broadcast && message.due == Due::Now;
-    let (how, frame) = match (is_heard, header.channels.bare) {
+    let (how, frame) = match (message.is_heard(), header.channels.bare) {
         (false, _) => ("0", &[][..]),
         (true, false) => ("1", &[][..]),
         (true, true) => ("2", &message.body[..]),
