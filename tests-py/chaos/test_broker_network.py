@@ -11,7 +11,7 @@ import pytest
 from bridge.support import sizes
 from chaos.conftest import Connect
 from chaos.load import Load, Markers, all_done, drained, group_of, soon
-from eventbus import Delivery, Event, EventBusError, LeaseLost
+from eventbus import BusClosedError, Delivery, Event, EventBusError, LeaseLost
 from servers.brokers import QUICK, Broker
 from servers.checker import Journal, Seen, holes, judge
 from servers.proxy import FaultProxy
@@ -218,6 +218,27 @@ async def test_a_bus_closes_without_its_server(connected: Connect, proxy: FaultP
     again = asyncio.Event()
     await publisher.consume(TOPIC, lambda event: again.set(), group=GROUP, lease=2.0)
     await asyncio.wait_for(again.wait(), 10)
+
+
+async def test_a_call_under_way_says_that_the_bus_was_closed(
+    connected: Connect, proxy: FaultProxy
+) -> None:
+    bus = await connected(proxy.port, op_timeout=20.0)
+    await bus.declare_group(GROUP, TOPIC)
+    proxy.hold("down")
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    calls = [
+        asyncio.ensure_future(call)
+        for call in (bus.declare_group("other", TOPIC), bus.read("key"), bus.inspect())
+    ]
+    waiting = asyncio.ensure_future(anext(bus.deliveries(TOPIC, group=GROUP), None))
+    await asyncio.sleep(0.1)
+    await bus.close()
+    ended = await asyncio.gather(*calls, return_exceptions=True)
+    assert [type(error) for error in ended] == [BusClosedError] * len(calls), ended
+    assert await waiting is None
+    assert loop.time() - began < 10
 
 
 async def test_a_reset_of_every_connection_is_survived(

@@ -41,7 +41,8 @@ calls! {
         UUID_ARRAY, TEXT_ARRAY, BYTEA_ARRAY, UUID_ARRAY
     ];
     ANNOUNCE = "announce", "commit", true, [INT4, TEXT_ARRAY];
-    CLAIM = "claim", "claim", true, [TEXT, BOOL_ARRAY, TEXT_ARRAY, INT4, INT8, INT4, INT8];
+    CLAIM = "claim", "claim", true,
+        [TEXT, BOOL_ARRAY, TEXT_ARRAY, INT4, INT8, INT4, INT8, INT8, BOOL];
     PEEK = "peek", "wait", true, [TEXT, BOOL_ARRAY, TEXT_ARRAY, INT8];
     RENEW = "renew", "renew", true, [INT4_ARRAY, INT4_ARRAY, UUID_ARRAY, INT8_ARRAY, INT8];
     ROUTES = "routes", "connect", false, [];

@@ -7,6 +7,7 @@ use std::time::Duration;
 use ahash::RandomState;
 use bytes::Bytes;
 use parking_lot::Mutex;
+use rand::RngExt;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 use tokio_postgres::Row;
@@ -116,9 +117,12 @@ async fn take(live: &Live, request: &ClaimRequest) -> Result<Vec<Delivery>> {
     let wait = group_id.map(|id| live.wakes.of(id));
     let seen = wait.as_ref().map_or(0, |wait| wait.count());
     let sweep = wait.as_ref().map(|_| micros(live.sweep));
-    let arguments: [Argument<'_>; 7] =
-        [&group, &patterns, &texts, &max, &lease, &max_deliveries, &sweep];
-    let mut rows = live.pool.call(&CLAIM, &arguments, group).await?;
+    let number: i64 = rand::rng().random();
+    let first: [Argument<'_>; 9] =
+        [&group, &patterns, &texts, &max, &lease, &max_deliveries, &sweep, &number, &false];
+    let mut again = first;
+    again[8] = &true;
+    let mut rows = live.pool.call_or(&CLAIM, &first, &again, group).await?;
     let is_empty = match rows.last() {
         Some(row) => column::<Option<i64>>(row, 0)?.is_none(),
         None => false,

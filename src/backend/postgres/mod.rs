@@ -124,7 +124,12 @@ impl PostgresBackend {
         operation: impl AsyncFnOnce(&Arc<Live>) -> Result<T> + Send,
     ) -> Result<T> {
         let live = self.live()?;
-        let done = operation(&live).await;
+        let done = tokio::select! {
+            biased;
+            done = operation(&live) => done,
+            // Without connections it would try until its time is over.
+            () = live.ended() => Err(closed()),
+        };
         if done.is_err() && live.is_ended() { Err(closed()) } else { done }
     }
 }
@@ -186,16 +191,17 @@ impl Backend for PostgresBackend {
     }
 
     async fn heard(&self) -> Result<()> {
-        let live = self.live()?;
-        let Hearing::Live(client) = live.hearing.borrow().clone() else { return Ok(()) };
-        // Notifications that were pending arrive before the end of any answer.
-        let after = live.link.op_timeout;
-        match tokio::time::timeout(after, client.simple_query("select 1")).await {
-            Ok(answer) => {
-                answer.map(|_| ()).map_err(|error| live.link.connector.failed(&fault::text(&error)))
+        self.run(async |live| {
+            let Hearing::Live(client) = live.hearing.borrow().clone() else { return Ok(()) };
+            // Notifications that were pending arrive before the end of any answer.
+            let asked = client.simple_query("select 1");
+            match tokio::time::timeout(live.link.op_timeout, asked).await {
+                Ok(Ok(_)) => Ok(()),
+                Ok(Err(error)) => Err(live.link.connector.failed(&fault::text(&error))),
+                Err(_) => Err(live.link.timeout("heard", false)),
             }
-            Err(_) => Err(Error::Timeout { operation: "heard", after, outcome_unknown: false }),
-        }
+        })
+        .await
     }
 
     fn has_queue(&self, topic: &str) -> bool {
@@ -280,10 +286,8 @@ impl Backend for PostgresBackend {
     }
 
     async fn renew(&self, leases: &[Lease], lease: Duration) -> Vec<Result<()>> {
-        match self.live() {
-            Ok(live) => claims::renew(&live, leases, lease).await,
-            Err(error) => vec![Err(error); leases.len()],
-        }
+        let renewed = self.run(async |live| Ok(claims::renew(live, leases, lease).await)).await;
+        renewed.unwrap_or_else(|error| vec![Err(error); leases.len()])
     }
 
     async fn read(&self, keys: &[Arc<str>]) -> Result<Vec<Option<Record>>> {

@@ -33,6 +33,18 @@ impl Pool {
         arguments: &[Argument<'_>],
         about: &str,
     ) -> Result<Vec<Row>> {
+        self.call_or(call, arguments, arguments, about).await
+    }
+
+    /// As [`Pool::call`], with other arguments once an answer may have been lost.
+    pub(super) async fn call_or(
+        &self,
+        call: &Call,
+        arguments: &[Argument<'_>],
+        again: &[Argument<'_>],
+        about: &str,
+    ) -> Result<Vec<Row>> {
+        let mut arguments = arguments;
         let deadline = Instant::now() + self.link.op_timeout;
         let permit = tokio::time::timeout_at(deadline, self.free.acquire()).await;
         let permit = permit.map_err(|_| self.link.timeout(call.operation, false))?;
@@ -48,7 +60,10 @@ impl Pool {
                 Err(fault) => fault,
             };
             let said = match fault {
-                Fault::Lost(said) => said,
+                Fault::Lost(said) => {
+                    arguments = again;
+                    said
+                }
                 Fault::Again(said) => {
                     self.idle.lock().push(session);
                     said

@@ -197,6 +197,7 @@ impl Session {
                     tokio::time::sleep(Duration::from_millis(50)).await;
                 }
                 Err(Trouble::Lost) => return Err(self.failed(operation, Trouble::Lost)),
+                Err(Trouble::Refused(closed @ Error::Closed { .. })) => return Err(closed),
                 Err(_) if sent => return Err(self.failed(operation, Trouble::Lost)),
                 Err(trouble) => return Err(self.failed(operation, trouble)),
             }

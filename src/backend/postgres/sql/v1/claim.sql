@@ -88,10 +88,12 @@ end $$;
 
 -- Claims the best ready messages of a group. A claim that a crash undoes has not happened: what it
 -- took is ready again, and its token is never given again. With p_await, one that gets nothing notes
--- that somebody waits: its one row has no seq and says in lease_until what `look_after` says.
+-- that somebody waits: its one row has no seq and says in lease_until what `look_after` says. With
+-- p_again, one whose answer was lost: what it took, if anything, is handed out once more.
 create function claim(
     p_group text, p_pattern boolean[], p_text text[], p_max integer, p_lease bigint,
-    p_max_deliveries integer, p_await bigint default null
+    p_max_deliveries integer, p_await bigint default null, p_claim bigint default null,
+    p_again boolean default false
 ) returns table (
     seq bigint, id uuid, binding integer, token bigint, topic text, body bytea, key text,
     priority smallint, attempts integer, crashes integer, accepted_at bigint, lease_until bigint
@@ -129,6 +131,16 @@ begin
     else
         v_nothing := set_config('synchronous_commit', 'off', true);
     end if;
+    if p_again then
+        return query
+        update messages m set due_at = v_now + p_lease
+        where m.group_id = v_group and m.state >= 2 and m.state = 3 and m.claim = p_claim
+        returning m.seq, m.id, m.binding, m.token, m.topic, m.body, m.key, m.priority, m.attempts,
+            m.crashes - 1, m.accepted_at, m.due_at;
+        if found then
+            return;
+        end if;
+    end if;
     if exists (
         select 1 from messages m
         where m.group_id = v_group and m.state >= 2 and m.due_at <= v_now
@@ -160,7 +172,8 @@ begin
             order by m.priority desc, m.seq limit p_max for update skip locked
         )
         update messages m
-        set state = 3, token = v_base + nextval('tokens'), crashes = m.crashes + 1, due_at = v_now + p_lease
+        set state = 3, token = v_base + nextval('tokens'), crashes = m.crashes + 1,
+            due_at = v_now + p_lease, claim = p_claim
         from picked where m.seq = picked.seq
         returning m.seq, m.id, m.binding, m.token, m.topic, m.body, m.key, m.priority, m.attempts,
             m.crashes - 1, m.accepted_at, m.due_at;
@@ -180,7 +193,7 @@ begin
         )
         update messages m
         set state = 3, token = v_base + nextval('tokens'), crashes = m.crashes + 1,
-            due_at = v_now + p_lease
+            due_at = v_now + p_lease, claim = p_claim
         from picked where m.seq = picked.seq
         returning m.seq, m.id, m.binding, m.token, m.topic, m.body, m.key, m.priority, m.attempts,
             m.crashes - 1, m.accepted_at, m.due_at;

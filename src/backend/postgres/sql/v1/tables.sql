@@ -41,6 +41,8 @@ create table messages (
     due_at bigint not null,
     accepted_at bigint not null,
     token bigint not null default 0,
+    -- The number that the consumer gave its claim, by which one sent again finds what it took.
+    claim bigint,
     expires_at bigint,
     ttl bigint,
     id uuid not null,
