@@ -21,7 +21,7 @@ async def claim(bus: Bus, server: PostgresServer, schema: str) -> Any:
     def claimed(number: int, *, most: int = 2, again: bool = False) -> list[tuple[Any, ...]]:
         return sorted(
             server.execute(
-                f"select token, id, crashes from {schema}.claim("  # noqa: S608
+                f"select token, id, crashes from {schema}.claim("
                 "%s, '{}', '{}', %s, 60000000, 5, null, %s, %s)",
                 GROUP,
                 most,
