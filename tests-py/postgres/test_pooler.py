@@ -127,6 +127,23 @@ async def test_what_is_published_right_after_subscribing_is_heard(
     assert lists == [[n] for n in range(10)]
 
 
+async def test_a_replay_through_a_transaction_pooler_goes_live(
+    poolers: dict[str, PgBouncer], make_bus: MakeBus, eventually: Eventually
+) -> None:
+    direct = await make_bus(retention=3600)
+    # Without notifications only looking often makes it live, not the sweep.
+    pooled = await make_bus(poolers["transaction"].url(), retention=3600, sweep=60.0)
+    heard: list[Any] = []
+    for number in range(20):
+        await direct.publish("t", number)
+    await pooled.subscribe("t", lambda event: heard.append(event.payload), since="beginning")
+    for number in range(20, 40):
+        await (direct if number % 2 else pooled).publish("t", number)
+    await eventually(lambda: len(heard) >= 40)
+    assert sorted(heard) == list(range(40))
+    assert heard[:20] == list(range(20))
+
+
 async def test_a_caller_s_connection_through_the_pooler_joins(
     poolers: dict[str, PgBouncer], make_bus: MakeBus, eventually: Eventually
 ) -> None:

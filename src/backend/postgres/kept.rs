@@ -31,16 +31,6 @@ pub(super) async fn retain(pool: &Pool, retention: Retention) -> Result<()> {
     pool.call(&RETAIN, &[&age, &most], "").await.map(drop)
 }
 
-/// Starts a listener that reads what is kept. It needs no notifications: they only make it look
-/// sooner.
-pub(super) async fn listen(
-    live: &Arc<Live>,
-    request: &ListenRequest,
-    since: Since,
-) -> Result<Box<dyn Listener>> {
-    start(live, request, since, live.sweep).await
-}
-
 /// Starts a listener where notifications do not arrive: every publisher keeps what it broadcasts from
 /// now on, and the listener looks for it often.
 pub(super) async fn poll(live: &Arc<Live>, request: &ListenRequest) -> Result<Box<dyn Listener>> {
@@ -51,22 +41,24 @@ pub(super) async fn poll(live: &Arc<Live>, request: &ListenRequest) -> Result<Bo
     }
     // Who publishes by an older registry keeps nothing: its transaction ends first.
     live.pool.call(&QUIESCE, &[&registry.version], "").await?;
-    start(live, request, Since::Time(i64::MAX), live.sweep.min(POLL)).await
+    listen(live, request, Since::Time(i64::MAX)).await
 }
 
-async fn start(
+/// Starts a listener that reads what is kept. It needs no notifications: they only make it look
+/// sooner.
+pub(super) async fn listen(
     live: &Arc<Live>,
     request: &ListenRequest,
     since: Since,
-    sweep: Duration,
 ) -> Result<Box<dyn Listener>> {
     let (listener, ring, hint) = live.feeds.add_replay(request, Box::new(()));
     // Hints are sent only while somebody is known to listen; without them it looks every sweep.
     live.attend(&live.link.schema.hear()).await;
     let kept = Reader(Arc::downgrade(live));
     let start = kept.find(since).await?;
-    let (bindings, sweep) = (request.bindings.clone(), Some(sweep));
-    let replay = Replay { kept, bindings, ring, hint, sweep };
+    let sweep = if live.link.is_pooled() { live.sweep.min(POLL) } else { live.sweep };
+    let replay =
+        Replay { kept, bindings: request.bindings.clone(), ring, hint, sweep: Some(sweep) };
     live.link.tasks.spawn(replay.run(start));
     Ok(Box::new(listener))
 }
