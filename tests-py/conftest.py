@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import os
 import re
+import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
 from typing import Any
@@ -15,6 +16,12 @@ import pytest
 from eventbus import testing
 
 _numbers = itertools.count(1)
+
+
+def pytest_configure() -> None:
+    """Undo what shells do to what they start in the background: tests interrupt children."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
