@@ -121,7 +121,8 @@ async fn take(live: &Live, request: &ClaimRequest) -> Result<Vec<Delivery>> {
     let first: [Argument<'_>; 9] =
         [&group, &patterns, &texts, &max, &lease, &max_deliveries, &sweep, &number, &false];
     let mut again = first;
-    again[8] = &true;
+    let [.., is_again] = &mut again;
+    *is_again = &true;
     let mut rows = live.pool.call_or(&CLAIM, &first, &again, group).await?;
     let is_empty = match rows.last() {
         Some(row) => column::<Option<i64>>(row, 0)?.is_none(),

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::RwLock;
-use redis::Value;
+use redis::{Cmd, Value};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::time::Instant;
 
@@ -53,10 +53,15 @@ pub(super) struct Context {
 impl Context {
     /// Reads the bindings anew.
     pub(super) async fn refresh(&self, deadline: Instant) -> Result<(), Trouble> {
+        let answer = self.link.send(&self.ask_bindings(), deadline).await?;
+        self.take_bindings(answer).map_err(Trouble::Refused)
+    }
+
+    /// Returns the command that reads the bindings.
+    pub(super) fn ask_bindings(&self) -> Cmd {
         let mut command = scripts::ADMIN.call(&self.prefix);
         command.arg("registry").arg("");
-        let answer = self.link.send(&command, deadline).await?;
-        self.take_bindings(answer).map_err(Trouble::Refused)
+        command
     }
 
     /// Takes over the bindings that were read.

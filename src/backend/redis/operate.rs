@@ -68,11 +68,7 @@ impl Session {
 
     /// Reads the bindings anew after they changed here.
     async fn refresh(&self) -> Result<()> {
-        let answer = self
-            .script("reading the groups", &scripts::ADMIN, |command| {
-                command.arg("registry").arg("");
-            })
-            .await?;
+        let answer = self.run("reading the groups", |_| self.context.ask_bindings()).await?;
         self.context.take_bindings(answer)
     }
 
