@@ -32,12 +32,18 @@ class CoalescingState:
         fut_sync: What the last event waits for: true = handle it.
     """
 
-    def __init__(self) -> None:
-        """Begin without a burst."""
-        self.batch_size = 0
-        self.last_added = 0.0
-        self.last_handle: asyncio.TimerHandle | None = None
-        self.fut_sync: asyncio.Future[bool] | None = None
+    def __init__(
+        self,
+        batch_size: int = 0,
+        last_added: float = 0.0,
+        last_handle: asyncio.TimerHandle | None = None,
+        fut_sync: asyncio.Future[bool] | None = None,
+    ) -> None:
+        """Begin without a burst, or in the middle of one."""
+        self.batch_size = batch_size
+        self.last_added = last_added
+        self.last_handle = last_handle
+        self.fut_sync = fut_sync
 
     def proceed(self) -> None:
         """End the burst: the event that waits is handled."""

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
+import dataclasses
+import json
+import pickle
 import uuid
 from typing import Any
 
+import attr
 import pytest
 
 from eventbus.compat.backendai import events as era_b
 from eventbus.compat.backendai.codec import decode_message, encode_message
 from eventbus.compat.backendai.types import LogSeverity
-from eventbus.dispatcher import Message
+from eventbus.dispatcher import AbstractEvent, Message
 
 from .conftest import World
 from .support import Seen
@@ -62,7 +67,7 @@ ERA_A: list[tuple[str, tuple[Any, ...]]] = [
     *((f"task_{one}", (ENDED,)) for one in ("done", "failed", "cancelled")),
 ]
 
-_CREATION = ["Enqueued", "Preparing", "Pulling", "Creating", "Started", "Cancelled"]
+_CREATION = ["Enqueued", "Preparing", "Pulling", "Creating", "Started"]
 ERA_B: list[tuple[Any, str, tuple[Any, ...]]] = [
     (era_b.DoScheduleEvent(), "do_schedule", ()),
     (era_b.DoPrepareEvent(), "do_prepare", ()),
@@ -77,6 +82,10 @@ ERA_B: list[tuple[Any, str, tuple[Any, ...]]] = [
         ("m", "tb", "u", {"a": 1}, "critical"),
     ),
     (era_b.AgentHeartbeatEvent(INFO), "agent_heartbeat", (INFO,)),
+    (era_b.AgentStatsEvent({"k": 1}), "agent_stats", ({"k": 1},)),
+    (era_b.KernelCancelledEvent(ID, "user"), "kernel_cancelled", (TEXT, "user", -1)),
+    (era_b.KernelCancelledEvent(ID, "user", 7), "kernel_cancelled", (TEXT, "user", 7)),
+    (era_b.KernelCancelledEvent(ID, "c", "user"), "kernel_cancelled", (TEXT, "c", "user")),
     *(
         (getattr(era_b, f"Kernel{one}Event")(ID, "c"), f"kernel_{one.lower()}", (TEXT, "c", ""))
         for one in _CREATION
@@ -152,6 +161,96 @@ def test_b36_shorter_tuples_get_the_defaults_of_the_class() -> None:
 def test_b40_ids_on_the_wire_are_text_and_stats_are_a_tuple() -> None:
     event = era_b.DoSyncKernelStatsEvent.deserialize(((TEXT, TEXT),))
     assert event.kernel_ids == (ID, ID)
+
+
+def test_b40_a_cancelled_kernel_is_told_in_the_forms_of_both_versions() -> None:
+    cancelled = era_b.KernelCancelledEvent
+    earlier = cancelled(ID, "user", 7)
+    assert (earlier.reason, earlier.exit_code, earlier.creation_id) == ("user", 7, None)
+    later = cancelled(ID, "c", "user")
+    assert (later.reason, later.creation_id) == ("user", "c")
+    assert cancelled(ID) == cancelled(kernel_id=ID, reason="", exit_code=-1)
+    assert cancelled(ID, "user", None).serialize() == (TEXT, "user", None)
+    assert cancelled(ID, creation_id="c", reason="user") == later
+    assert cancelled(ID, "c", reason="user") == later
+    assert cancelled(ID, exit_code=7, reason="user") == earlier
+    # Era A sends two arguments, or three with None for the exit code.
+    assert cancelled.deserialize((TEXT, "user")) == cancelled(ID, "user")
+    assert cancelled.deserialize((TEXT, "user", 7)) == earlier
+    assert cancelled.deserialize((TEXT, "c", "user", "more")) == later
+    assert pickle.loads(pickle.dumps(later)) == later
+    wrong: Any = cancelled
+    for args, named in [(("a", "b", "c"), {}), (("a",), {"code": 1}), (("a", 1), {"reason": "b"})]:
+        with pytest.raises(TypeError, match="kernel_id, creation_id, reason"):
+            wrong(ID, *args, **named)
+
+
+def test_a_severity_is_its_text_and_the_old_text_form_is_read() -> None:
+    assert LogSeverity.ERROR == "error"
+    assert json.dumps({"severity": LogSeverity.ERROR}) == '{"severity": "error"}'
+    assert str(LogSeverity.ERROR) == "LogSeverity.ERROR"
+    event = era_b.AgentErrorEvent.deserialize(("m", "tb", None, {}, "LogSeverity.WARNING"))
+    assert event.severity is LogSeverity.WARNING
+    with pytest.raises(ValueError, match="loud"):
+        LogSeverity("loud")
+
+
+@pytest.mark.parametrize(("event", "name", "args"), ERA_B, ids=lambda one: type(one).__name__)
+def test_attrs_sees_the_fields_of_every_event(event: Any, name: str, args: tuple[Any, ...]) -> None:
+    del name, args
+    shown = dataclasses.fields(event) if dataclasses.is_dataclass(event) else ()
+    names = [one.name for one in shown]
+    assert [one.name for one in attr.fields(type(event))] == names
+    assert attr.asdict(event, recurse=False) == {one: getattr(event, one) for one in names}
+    assert attr.evolve(event) == event
+    if "reason" in names:
+        assert attr.evolve(event, reason="other").reason == "other"
+
+
+def test_an_attrs_class_over_the_arguments_of_an_event_has_their_fields() -> None:
+    @attr.s(frozen=True)
+    class Moved(era_b.GenericAgentEventArgs, AbstractEvent):
+        name = "agent_moved"
+        region = attr.ib(default="")
+
+    event: Any = Moved("restart", "east")  # type: ignore[call-arg]
+    assert attr.asdict(event) == {"reason": "restart", "region": "east"}
+
+
+def test_the_arguments_of_a_session_event_are_an_event_themselves() -> None:
+    assert issubclass(era_b.GenericSessionEventArgs, AbstractEvent)
+
+    class Renamed(era_b.GenericSessionEventArgs):
+        name = "session_renamed"
+
+    assert Renamed.deserialize(Renamed(ID).serialize()) == Renamed(ID)
+
+
+async def test_handle_runs_one_handler_as_its_coalescing_options_say(world: World) -> None:
+    d, plain, last = await world.b(), Seen(), Seen()
+    handler = d.consume(era_b.KernelStartedEvent, None, plain)
+    await d.handle("CONSUMER", handler, "i-a", (TEXT, "c"))
+    assert plain == [(None, "i-a", era_b.KernelStartedEvent(ID, "c"))]
+    opts = era_b.CoalescingOptions(max_wait=10.0, max_batch_size=3)
+    bursts = d.subscribe(era_b.KernelStartedEvent, None, last, opts)
+    burst = [
+        asyncio.create_task(d.handle("SUBSCRIBER", bursts, "i-a", (TEXT, text))) for text in "abc"
+    ]
+    await asyncio.gather(*burst)
+    assert [event.creation_id for _, _, event in last] == ["c"]
+
+    async def broken(context: object, source: str, event: object) -> None:
+        raise LookupError(source)
+
+    with pytest.raises(LookupError, match="i-a"):
+        await d.handle("CONSUMER", d.consume(era_b.DoScheduleEvent, None, broken), "i-a", ())
+
+
+async def test_a_burst_may_begin_in_the_middle() -> None:
+    state = era_b.CoalescingState(batch_size=2)
+    assert (state.last_added, state.last_handle, state.fut_sync) == (0.0, None, None)
+    assert await state.rate_control({"max_wait": 10.0, "max_batch_size": 3}) is True
+    assert state.batch_size == 0
 
 
 async def test_b35_arrays_are_tuples_at_every_depth(world: World) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, overload
 
+from eventbus.compat.backendai.attrs_protocol import AttrsFields
 from eventbus.compat.backendai.types import LogSeverity
 from eventbus.dispatcher import AbstractEvent
 
@@ -14,6 +15,7 @@ __all__ = [
     "AgentErrorEvent",
     "AgentHeartbeatEvent",
     "AgentStartedEvent",
+    "AgentStatsEvent",
     "AgentTerminatedEvent",
     "BgtaskCancelledEvent",
     "BgtaskDoneEvent",
@@ -64,7 +66,7 @@ def _id(value: object) -> uuid.UUID:
 
 
 @dataclass(frozen=True)
-class _IdFirst:
+class _IdFirst(AttrsFields):
     """Arguments that begin with an id."""
 
     def serialize(self) -> _Value:
@@ -80,7 +82,7 @@ class _IdFirst:
         return event
 
 
-class EmptyEventArgs:
+class EmptyEventArgs(AttrsFields):
     """No arguments."""
 
     def serialize(self) -> _Value:
@@ -131,7 +133,7 @@ class DoTerminateSessionEvent(_IdFirst, AbstractEvent):
 
 
 @dataclass(frozen=True)
-class GenericAgentEventArgs:
+class GenericAgentEventArgs(AttrsFields):
     """What an agent reports: a reason."""
 
     reason: str = ""
@@ -159,7 +161,7 @@ class AgentTerminatedEvent(GenericAgentEventArgs, AbstractEvent):
 
 
 @dataclass(frozen=True)
-class AgentErrorEvent(AbstractEvent):
+class AgentErrorEvent(AttrsFields, AbstractEvent):
     """Something failed in an agent."""
 
     name: ClassVar[str] = "agent_error"
@@ -183,7 +185,7 @@ class AgentErrorEvent(AbstractEvent):
 
 
 @dataclass(frozen=True)
-class AgentHeartbeatEvent(AbstractEvent):
+class AgentHeartbeatEvent(AttrsFields, AbstractEvent):
     """An agent lives."""
 
     name: ClassVar[str] = "agent_heartbeat"
@@ -193,6 +195,24 @@ class AgentHeartbeatEvent(AbstractEvent):
     def serialize(self) -> _Value:
         """Return ``(agent_info,)``."""
         return (self.agent_info,)
+
+    @classmethod
+    def deserialize(cls, value: _Value) -> Self:
+        """Make the event."""
+        return cls(*value[:1])
+
+
+@dataclass(frozen=True)
+class AgentStatsEvent(AttrsFields, AbstractEvent):
+    """The figures of an agent's kernels (common 20.09.4)."""
+
+    name: ClassVar[str] = "agent_stats"
+
+    stats: Mapping[str, Any]
+
+    def serialize(self) -> _Value:
+        """Return ``(stats,)``."""
+        return (self.stats,)
 
     @classmethod
     def deserialize(cls, value: _Value) -> Self:
@@ -239,10 +259,76 @@ class KernelStartedEvent(KernelCreationEventArgs, AbstractEvent):
     name = "kernel_started"
 
 
-class KernelCancelledEvent(KernelCreationEventArgs, AbstractEvent):
-    """A kernel will not run."""
+@dataclass(frozen=True, init=False)
+class KernelCancelledEvent(_IdFirst, AbstractEvent):
+    """A kernel will not run.
 
-    name = "kernel_cancelled"
+    Two forms of it are in use. Common 20.09.4 to 20.09.8, 21.03.0 and 21.03.1 know
+    ``(kernel_id, reason, exit_code)``; later ones know ``(kernel_id, creation_id, reason)``. What
+    is given decides: a third argument that is a text, or ``creation_id=``, means the later form.
+
+    Attributes:
+        kernel_id: The kernel.
+        creation_id: Names the creation; ``None`` in the earlier form.
+        reason: Why.
+        exit_code: The exit code of the earlier form, ``None`` when there is none; -1 in the later.
+    """
+
+    name: ClassVar[str] = "kernel_cancelled"
+
+    kernel_id: uuid.UUID
+    creation_id: str | None = None
+    reason: str = ""
+    exit_code: int | None = -1
+
+    @overload
+    def __init__(
+        self, kernel_id: uuid.UUID, reason: str = "", exit_code: int | None = -1
+    ) -> None: ...
+
+    @overload
+    def __init__(
+        self,
+        kernel_id: uuid.UUID,
+        creation_id: str | None,
+        reason: str = "",
+        exit_code: int | None = -1,
+    ) -> None: ...
+
+    def __init__(self, kernel_id: uuid.UUID, *args: Any, **named: Any) -> None:
+        """Make the event in the form that the arguments have.
+
+        Raises:
+            TypeError: The arguments fit neither form.
+        """
+        later = (
+            len(args) > 2
+            or (len(args) == 2 and isinstance(args[1], str))
+            or "creation_id" in named
+            or (len(args) == 1 and "reason" in named)
+        )
+        order = ("creation_id", "reason") if later else ("reason", "exit_code")
+        values: dict[str, Any] = {"creation_id": None, "reason": "", "exit_code": -1}
+        given = dict(zip(order, args, strict=False))
+        odd = [name for name in named if name not in values or name in given]
+        if len(args) > len(order) or odd:
+            raise TypeError(
+                f"{type(self).__name__} takes (kernel_id, reason, exit_code) or "
+                f"(kernel_id, creation_id, reason), not {args!r} and {named!r}"
+            )
+        for name, value in {"kernel_id": kernel_id, **values, **given, **named}.items():
+            object.__setattr__(self, name, value)
+
+    def serialize(self) -> _Value:
+        """Return the arguments in the form that the event has."""
+        if self.creation_id is None:
+            return (str(self.kernel_id), self.reason, self.exit_code)
+        return (str(self.kernel_id), self.creation_id, self.reason)
+
+    @classmethod
+    def deserialize(cls, value: _Value) -> Self:
+        """Make the event from either form; what is beyond three arguments is ignored."""
+        return cls(_id(value[0]), *value[1:3])
 
 
 @dataclass(frozen=True)
@@ -359,7 +445,7 @@ class DoSyncKernelLogsEvent(_IdFirst, AbstractEvent):
 
 
 @dataclass(frozen=True)
-class DoSyncKernelStatsEvent(AbstractEvent):
+class DoSyncKernelStatsEvent(AttrsFields, AbstractEvent):
     """Fetch the figures of kernels."""
 
     name: ClassVar[str] = "do_sync_kernel_stats"
@@ -381,31 +467,31 @@ class DoSyncKernelStatsEvent(AbstractEvent):
 
 
 @dataclass(frozen=True)
-class GenericSessionEventArgs(_IdFirst):
-    """Something about a session."""
+class GenericSessionEventArgs(_IdFirst, AbstractEvent):
+    """Something about a session; a subclass gives it a name."""
 
     session_id: uuid.UUID
 
 
-class ExecutionStartedEvent(GenericSessionEventArgs, AbstractEvent):
+class ExecutionStartedEvent(GenericSessionEventArgs):
     """Code began to run."""
 
     name = "execution_started"
 
 
-class ExecutionFinishedEvent(GenericSessionEventArgs, AbstractEvent):
+class ExecutionFinishedEvent(GenericSessionEventArgs):
     """Code has run."""
 
     name = "execution_finished"
 
 
-class ExecutionTimeoutEvent(GenericSessionEventArgs, AbstractEvent):
+class ExecutionTimeoutEvent(GenericSessionEventArgs):
     """Code ran too long."""
 
     name = "execution_timeout"
 
 
-class ExecutionCancelledEvent(GenericSessionEventArgs, AbstractEvent):
+class ExecutionCancelledEvent(GenericSessionEventArgs):
     """Code was stopped."""
 
     name = "execution_cancelled"

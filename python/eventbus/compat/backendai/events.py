@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import logging
 import secrets
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -33,6 +35,8 @@ __all__ = [
     "EventProducer",
 ]
 __all__ += event_classes.__all__
+
+log = logging.getLogger("eventbus.compat.backendai")
 
 Connector = Callable[[], Awaitable[Any]]
 """``async () ->`` a URL, a bus, an aioredis 1.x pool or a redis-py client."""
@@ -108,6 +112,7 @@ class EventDispatcher(_Connecting, BaseDispatcher[EventHandler]):
             log_events: Log each dispatch at debug level.
         """
         self._connector = connector
+        self._log_events = log_events
         self._prepare(log_events)
 
     async def __ainit__(self) -> None:
@@ -164,6 +169,28 @@ class EventDispatcher(_Connecting, BaseDispatcher[EventHandler]):
     def unsubscribe(self, handler: EventHandler) -> None:
         """Remove a subscribing handler; an unknown one in silence."""
         self.subscribers[handler.event_cls.name].discard(handler)
+
+    async def handle(
+        self, evh_type: str, evh: EventHandler, source: str, args: tuple[Any, ...]
+    ) -> None:
+        """Run one handler for an event, if its coalescing options let it; nothing is sent.
+
+        Args:
+            evh_type: ``"CONSUMER"`` or ``"SUBSCRIBER"``, for the log.
+            evh: The handler.
+            source: Who produced.
+            args: What the event's class makes the event from.
+
+        Raises:
+            Exception: What the handler raised.
+        """
+        if not await evh.coalescing_state.rate_control(evh.coalescing_opts):
+            return
+        if self._log_events:
+            log.debug("dispatch %s handler=%s source=%s", evh_type.lower(), evh.name, source)
+        result = evh.invoke(self._local(evh.event_cls.name, source, args), {})
+        if inspect.isawaitable(result):
+            await result
 
     def _handler(
         self,

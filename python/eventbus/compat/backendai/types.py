@@ -27,14 +27,23 @@ SessionId = NewType("SessionId", uuid.UUID)
 """The id of a session."""
 
 
-class LogSeverity(enum.Enum):
-    """How bad a reported error is."""
+class LogSeverity(str, enum.Enum):  # noqa: UP042 - its text is "LogSeverity.ERROR", as there
+    """How bad a reported error is; equal to its value, so that JSON and databases store that.
+
+    ``LogSeverity("LogSeverity.ERROR")``, the text that common 20.09.4 sends, is ``ERROR`` too.
+    """
 
     CRITICAL = "critical"
     ERROR = "error"
     WARNING = "warning"
     INFO = "info"
     DEBUG = "debug"
+
+    @classmethod
+    def _missing_(cls, value: object) -> LogSeverity | None:
+        if not isinstance(value, str):
+            return None
+        return cls.__members__.get(value.removeprefix(f"{cls.__name__}."))
 
 
 @dataclass(frozen=True, slots=True)
