@@ -8,18 +8,21 @@ import logging
 import time
 import uuid
 from collections import deque
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator
+from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
 from eventbus.background.liveness import RecordLiveness
-from eventbus.background.reporter import ProgressReporter
-from eventbus.background.state import Number, TaskState, TaskStatus
+from eventbus.background.running import BackgroundTask, RunningTask
+from eventbus.background.state import TaskState
 from eventbus.bus import Bus
 from eventbus.config import Seconds, seconds
 from eventbus.errors import (
     BusClosedError,
+    ConnectError,
     DecodeError,
     EventBusError,
     InvalidArgumentError,
@@ -34,12 +37,8 @@ __all__ = ["BackgroundTask", "BackgroundTaskManager"]
 
 log = logging.getLogger("eventbus.background")
 
-BackgroundTask = Callable[[ProgressReporter], Awaitable[str | None]]
-"""The function of a task; what it returns is the final message."""
-
 _SWEEP = 2.0  # most seconds between two looks for tasks of dead managers
 _WATCHED = 1000  # states buffered per watcher; each is whole, so that older ones may go
-_PATIENCE = 60.0  # seconds that the end of a task is tried to be stored
 
 
 class _Watcher:
@@ -112,6 +111,7 @@ class BackgroundTaskManager:
         self._helpers: list[asyncio.Task[None]] = []
         self._stream: Stream | None = None
         self._live = False
+        self._running: dict[str, RunningTask] = {}
         self.ongoing_tasks: set[asyncio.Task[None]] = set()
 
     # Life
@@ -149,6 +149,8 @@ class BackgroundTaskManager:
         for helper in self._helpers:
             helper.cancel()
         await asyncio.wait(self._helpers)
+        with suppress(EventBusError):
+            await self._store_ends()
         if self._stream is not None:
             await self._stream.aclose()
         for watchers in list(self._watchers.values()):
@@ -197,69 +199,34 @@ class BackgroundTaskManager:
         task_id = uuid.uuid4()
         now = time.time()
         state = TaskState(task_id=str(task_id), name=name, started_at=now, updated_at=now)
-        state = await self._write(state)
-        run = self._run(func, state, task_id)
+        try:
+            stored = await self._write(state)
+        except (asyncio.CancelledError, ConnectError):
+            # Stored perhaps all the same: then nobody runs it, and it ends as cancelled.
+            unsure = RunningTask(replace(state, version=1), self._write)
+            unsure.cancelled()
+            self._running[state.task_id] = unsure
+            raise
+        running = self._running[state.task_id] = RunningTask(stored, self._write)
+        run = running.run(func)
         task = asyncio.get_running_loop().create_task(run, name=f"eventbus-background-{task_id}")
         self.ongoing_tasks.add(task)
-        task.add_done_callback(self.ongoing_tasks.discard)
+        task.add_done_callback(partial(self._ended, running, state.task_id))
         return task_id
 
-    async def _run(self, func: BackgroundTask, state: TaskState, task_id: uuid.UUID) -> None:
-        latest = state
-        lock = asyncio.Lock()
-        own = asyncio.current_task()
+    def _ended(self, running: RunningTask, task_id: str, task: asyncio.Task[None]) -> None:
+        self.ongoing_tasks.discard(task)
+        if running.stored:
+            self._running.pop(task_id, None)
+        else:
+            # Cancelled, perhaps before its first step: the sweep, or `shutdown`, stores its end.
+            running.cancelled()
 
-        async def report(current: Number, total: Number, message: str | None) -> None:
-            nonlocal latest
-            now = time.time()
-            async with lock:
-                changed = replace(
-                    latest, current=current, total=total, message=message, updated_at=now
-                )
-                try:
-                    latest = await self._write(changed)
-                except VersionConflict:
-                    # Somebody took this manager for dead: the task is failed, and must not go on.
-                    assert own is not None
-                    own.cancel("the task was marked failed by another manager")
-                    await asyncio.sleep(0)
-                    raise
-
-        reporter = ProgressReporter(report, task_id)
-        status: TaskStatus = "done"
-        try:
-            message = await func(reporter) or ""
-        except asyncio.CancelledError:
-            status, message = "cancelled", ""
-        except Exception as error:
-            log.exception("background task failed task=%s name=%s", task_id, state.name)
-            status, message = "failed", repr(error)
-        ended = replace(
-            latest,
-            status=status,
-            message=message,
-            current=reporter.current_progress,
-            total=reporter.total_progress,
-            updated_at=time.time(),
-        )
-        await self._end(ended)
-
-    async def _end(self, ended: TaskState) -> None:
-        """Store the end, patiently: it is said once only."""
-        deadline = time.monotonic() + _PATIENCE
-        pause = 0.1
-        while True:
-            try:
-                await self._write(ended)
-            except VersionConflict:
-                log.warning("task was marked failed by another manager task=%s", ended.task_id)
-            except EventBusError as error:
-                if error.is_retryable and time.monotonic() < deadline:
-                    await asyncio.sleep(pause)
-                    pause = min(pause * 2, 5.0)
-                    continue
-                log.exception("cannot store the end task=%s", ended.task_id)
-            return
+    async def _store_ends(self) -> None:
+        """Store the ends of tasks that could not store theirs: cancelled at it, or no server."""
+        for task_id, running in list(self._running.items()):
+            if await running.store_end():
+                self._running.pop(task_id, None)
 
     def _key(self, task_id: str) -> str:
         return f"{self._prefix}/task/{task_id}"
@@ -375,6 +342,7 @@ class BackgroundTaskManager:
             await asyncio.sleep(pause)
             try:
                 await self._liveness.renew()
+                await self._store_ends()
                 for task_id in await self._liveness.orphans():
                     await self._bury(task_id)
             except BusClosedError:
