@@ -349,6 +349,8 @@ class BackgroundTaskManager:
                 return
             except EventBusError as error:
                 log.warning("cannot look for lost tasks reason=%s; trying again", error)
+            except Exception:
+                log.exception("cannot look for lost tasks; trying again")
 
     async def _bury(self, task_id: str) -> None:
         """Mark the task of a dead manager failed, unless another manager does."""
