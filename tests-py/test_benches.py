@@ -36,3 +36,19 @@ def test_an_unknown_workload_is_refused_by_name() -> None:
     )
     assert done.returncode == 2
     assert "W99" in done.stderr
+
+
+def test_two_checkouts_are_compared_in_turns() -> None:
+    command = [sys.executable, "-m", "benches.turns", str(ROOT), "W6"]
+    done = subprocess.run(
+        [*command, "--turns", "2", "--scale", "0.002"],
+        check=False,
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "before" in done.stdout
+    assert "eventbus" in done.stdout
+    assert "turn 2 of 2" in done.stderr
