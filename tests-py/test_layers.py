@@ -70,6 +70,7 @@ PYTHON_IMPORTS = [one for file in PYTHON_FILES for one in _python_imports(file)]
 
 BUS_LAYER = {
     "",
+    "batches",
     "bus",
     "codec",
     "consumer",

@@ -11,7 +11,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from eventbus._asyncio import is_own_cancellation
-from eventbus._eventbus import Invoke, Runner
+from eventbus._eventbus import Runner
+from eventbus.batches import BatchWorker
 from eventbus.delivery import Delivery, _current, describe_error
 from eventbus.errors import (
     BusClosedError,
@@ -22,7 +23,7 @@ from eventbus.errors import (
     Reject,
     Retry,
 )
-from eventbus.payloads import Convert, converter, parameters
+from eventbus.payloads import converter, parameters
 from eventbus.subscription import Handler
 from eventbus.types import Event
 
@@ -76,17 +77,12 @@ class Consumer:
         self._nudged = False
         self._followers: deque[asyncio.Future[None]] = deque()
         self._taken_back: set[int] = set()
-        self._batch: list[CoreDelivery] = []
+        self._batches: BatchWorker | None = None
         create = self._loop.create_task
         self._workers: dict[asyncio.Task[None], Runner | None] = {}
-        if options.batch is not None and any(hint is Delivery for _, hint in parameters(handler)):
-            raise TypeError(
-                f"batch={options.batch} gives the handler a list of events, so it cannot take a "
-                "Delivery; leave one of the two out"
-            )
         if options.batch is not None:
-            task = create(self._work_in_batches(options.batch), name=f"eventbus-{self.group}")
-            self._workers[task] = None
+            self._batches = BatchWorker(self, options.batch)
+            self._workers[create(self._batches.work(), name=f"eventbus-{self.group}")] = None
         else:
             call, whole = self._calling(handler)
             for number in range(options.concurrency):
@@ -152,61 +148,6 @@ class Consumer:
         finally:
             # Also when this very worker is cancelled: another one must look for more.
             self._nudge()
-
-    async def _work_in_batches(self, size: int) -> None:
-        """Handle up to ``size`` deliveries per call."""
-        convert = converter(self.handler, of_list=True)
-        while not self._stopping:
-            try:
-                first = self._core.take(self._bus)
-                if first is None:
-                    await self._wait()
-                    continue
-                batch = [first]
-                while len(batch) < size and (core := self._core.take(self._bus)) is not None:
-                    batch.append(core)
-            except (BusClosedError, NotFoundError) as error:
-                self._end(error)
-                return
-            self._batch = batch
-            await self._handle_batch(batch, convert)
-            self._batch = []
-            await asyncio.sleep(0)
-
-    async def _handle_batch(self, batch: list[CoreDelivery], convert: Convert | None) -> None:
-        events: list[Any] = []
-        fitting: list[CoreDelivery] = []
-        for core in batch:
-            try:
-                events.append(core.event if convert is None else convert(core.event))
-            except Exception as error:  # noqa: BLE001 - it settles the delivery
-                await self._failed(core, error)
-            else:
-                fitting.append(core)
-        if not fitting:
-            return
-        try:
-            async with asyncio.timeout(self.options.timeout):
-                await Invoke(self.handler, events, self._context)
-        except BaseException as error:  # noqa: BLE001 - it settles the batch or is raised again
-            await self._batch_failed(fitting, error)
-        else:
-            for core in fitting:
-                if not core.settled:
-                    await self._settle(core, core.settle_ack)
-
-    async def _batch_failed(self, batch: list[CoreDelivery], error: BaseException) -> None:
-        lost = [core for core in batch if core.fencing_token in self._taken_back]
-        if isinstance(error, asyncio.CancelledError) and lost:
-            await self._failed(lost[0], error)
-            self._taken_back.difference_update(core.fencing_token for core in lost)
-            # The lease of a neighbour is no failure of theirs: they go back uncounted.
-            for core in batch:
-                if core not in lost and not core.settled:
-                    await self._settle(core, core.settle_release)
-            return
-        for core in batch:
-            await self._failed(core, error)
 
     def _end(self, error: EventBusError) -> None:
         if isinstance(error, BusClosedError):
@@ -326,12 +267,9 @@ class Consumer:
                     if runner is not None and runner.token == token:
                         self._taken_back.add(token)
                         task.cancel("lease lost")
-                if any(core.fencing_token == token for core in self._batch):
+                if self._batches is not None and self._batches.lose(token):
                     (task,) = self._workers
-                    first = not any(core.fencing_token in self._taken_back for core in self._batch)
-                    self._taken_back.add(token)
-                    if first:
-                        task.cancel("lease lost")
+                    task.cancel("lease lost")
 
     @property
     def idle(self) -> bool:
@@ -375,6 +313,12 @@ class Consumer:
             # All the same it has stopped; what it could not give back comes back by itself.
             raise failure
 
+    def _is_waiting(self, runner: Runner | None) -> bool:
+        """Return whether a worker is in no handler."""
+        if runner is not None:
+            return runner.token is None
+        return self._batches is None or not self._batches.in_hand
+
     async def _end_workers(self, timeout: float | None, current: asyncio.Task[Any] | None) -> None:
         """Let handlers that run finish, and cancel those that are late."""
         own = self._loop is asyncio.get_running_loop()
@@ -382,7 +326,7 @@ class Consumer:
         if own:
             for task in workers:
                 runner = self._workers[task]
-                if not self._batch if runner is None else runner.token is None:
+                if self._is_waiting(runner):
                     task.cancel()
             if workers:
                 _, late = await asyncio.wait(workers, timeout=timeout)
