@@ -1,5 +1,6 @@
 //! Every failure of the core, its message, and what a caller can do about it.
 
+use std::borrow::Cow;
 use std::time::Duration;
 
 /// The result of a core operation.
@@ -57,7 +58,7 @@ pub enum Error {
         remedy: &'static str,
     },
     /// No answer in time; the outcome may be unknown.
-    #[error("{operation} got no answer within {after:?}")]
+    #[error("{operation} got no answer within {after:?}{}", last(trouble))]
     Timeout {
         /// The operation that was waited for.
         operation: &'static str,
@@ -65,6 +66,8 @@ pub enum Error {
         after: Duration,
         /// Whether the operation may have taken effect.
         outcome_unknown: bool,
+        /// What the last attempt to connect meanwhile ended with; empty when there was none.
+        trouble: String,
     },
     /// The bus was never connected.
     #[error("{bus} not connected")]
@@ -116,8 +119,9 @@ pub enum Error {
     },
     /// A broadcast does not fit into a notification, and may not go by table; nothing was sent.
     #[error(
-        "payload string too long: event on topic '{topic}' is {size} bytes, limit {limit}; send \
-         less, or use large_payloads='table' where every receiver is an eventbus"
+        "payload string too long: event on topic '{}' is {size} bytes, limit {limit}; send \
+         less, or use large_payloads='table' where every receiver is an eventbus",
+        shown(topic)
     )]
     TooLong {
         /// The topic.
@@ -128,7 +132,7 @@ pub enum Error {
         limit: u64,
     },
     /// A bounded queue or buffer is full; nothing was stored.
-    #[error("{queue} is full: limit {limit} messages; consume, purge or raise max_length")]
+    #[error("{} is full: limit {limit} messages; consume, purge or raise max_length", shown(queue))]
     QueueFull {
         /// The group or buffer.
         queue: String,
@@ -137,7 +141,8 @@ pub enum Error {
     },
     /// The fencing token is no longer current: the delivery was taken back. Nothing was changed.
     #[error(
-        "lease lost on {group:?}: token {token} is no longer current; the delivery was taken back"
+        "lease lost on {:?}: token {token} is no longer current; the delivery was taken back",
+        shown(group)
     )]
     LeaseLost {
         /// The group of the delivery.
@@ -146,7 +151,10 @@ pub enum Error {
         token: u64,
     },
     /// A record precondition failed. Nothing was changed.
-    #[error("record {key:?} is at version {actual}, expected {expected}; read it again and retry")]
+    #[error(
+        "record {:?} is at version {actual}, expected {expected}; read it again and retry",
+        shown(key)
+    )]
     VersionConflict {
         /// The record's key.
         key: String,
@@ -166,7 +174,7 @@ pub enum Error {
         remedy: &'static str,
     },
     /// A named thing does not exist.
-    #[error("no {what} {name:?}")]
+    #[error("no {what} {:?}", shown(name))]
     NotFound {
         /// `group`, `message`, `dead letter`.
         what: &'static str,
@@ -174,7 +182,7 @@ pub enum Error {
         name: String,
     },
     /// An argument is out of range.
-    #[error("invalid {what} {value}: {rule}")]
+    #[error("invalid {what} {}: {rule}", shown(value))]
     InvalidArgument {
         /// The argument's name.
         what: &'static str,
@@ -201,6 +209,26 @@ pub enum Error {
     },
 }
 
+/// Most characters of a name that a message shows.
+const SHOWN: usize = 200;
+
+/// Returns a name as messages show it: one that is too long is cut, and its length told.
+#[must_use]
+pub fn shown(name: &str) -> Cow<'_, str> {
+    match name.char_indices().nth(SHOWN) {
+        None => Cow::Borrowed(name),
+        Some((end, _)) => {
+            let start = name.get(..end).unwrap_or(name);
+            Cow::Owned(format!("{start}… ({} characters)", name.chars().count()))
+        }
+    }
+}
+
+/// Returns what is added to a message about the last trouble of a connection.
+fn last(trouble: &str) -> String {
+    if trouble.is_empty() { String::new() } else { format!("; last: {trouble}") }
+}
+
 impl Error {
     /// Whether trying the same call again can succeed.
     #[must_use]
@@ -218,5 +246,19 @@ impl Error {
     #[must_use]
     pub fn outcome_unknown(&self) -> bool {
         matches!(self, Self::Timeout { outcome_unknown: true, .. })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_long_name_is_cut_and_its_length_told() {
+        assert_eq!(shown(&"é".repeat(200)), "é".repeat(200));
+        let error = Error::NotFound { what: "group", name: "é".repeat(10_000) };
+        let text = error.to_string();
+        assert!(text.chars().count() < 250, "{text}");
+        assert!(text.contains("(10000 characters)"), "{text}");
     }
 }

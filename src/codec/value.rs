@@ -78,7 +78,8 @@ pub(crate) fn check_size(size: usize, limits: &Limits) -> Result<()> {
             what: "message bytes",
             size: size as u64,
             limit: limits.max_bytes as u64,
-            remedy: "send less, store the data elsewhere and send a reference, or raise max_bytes",
+            remedy: "send less, store the data elsewhere and send a reference, or raise \
+                     max_message_bytes (of codec.decode max_bytes)",
         });
     }
     Ok(())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 from bridge.support import seeded, sizes
 from chaos.conftest import Connect
 from chaos.load import Load, Markers, all_done, drained, group_of
-from eventbus import Bus, ConnectError, Delivery, Event, EventBusError
+from eventbus import Bus, ConnectError, Delivery, Event, EventBusError, OperationTimeout
 from servers.brokers import Broker
 from servers.checker import Journal, Seen, holes, judge
 
@@ -169,6 +170,38 @@ async def test_a_publish_during_an_outage_waits_and_then_says_that_it_can_be_tri
     assert await asyncio.gather(*waiting) == [True, True, True]
     figures = await group_of(bus, GROUP)
     assert figures["accepted"] in (4, 5)
+
+
+async def test_the_first_failures_of_an_outage_say_what_the_last_attempt_to_connect_answered(
+    broker: Broker, connected: Connect
+) -> None:
+    bus = await connected(op_timeout=1.5)
+    await bus.declare_group(GROUP, TOPIC)
+    verbs: list[Callable[[], Awaitable[object]]] = [
+        lambda: bus.publish(TOPIC, 1),
+        lambda: bus.publish(TOPIC, 2, key="k"),
+        lambda: bus.publish_many([(TOPIC, 3)]),
+        lambda: bus.read("record"),
+        bus.inspect,
+        lambda: bus.purge(GROUP),
+    ]
+    # Several at a time, so that some are on their way when the server dies.
+    failing = [asyncio.create_task(first_failure(verb)) for verb in verbs * 4]
+    await in_thread(broker.crash)
+    errors = await asyncio.gather(*failing)
+    for error in errors:
+        assert isinstance(error, ConnectError), error
+        assert "refused" in str(error).lower(), error
+    assert any(isinstance(error, OperationTimeout) for error in errors), errors
+
+
+async def first_failure(verb: Callable[[], Awaitable[object]]) -> EventBusError:
+    """Call until it fails; return the error."""
+    while True:
+        try:
+            await verb()
+        except EventBusError as error:
+            return error
 
 
 async def connected_publish(bus: Bus, number: int) -> bool:

@@ -13,7 +13,16 @@ import pytest
 
 from conformance.conftest import MakeBus
 from conformance.support import WITHIN, figures, take, take_all
-from eventbus import Bus, EncodeError, Event, EventType, PayloadTooLarge, QueueFull, TopicError
+from eventbus import (
+    Bus,
+    DeadLetter,
+    EncodeError,
+    Event,
+    EventType,
+    PayloadTooLarge,
+    QueueFull,
+    TopicError,
+)
 from eventbus.testing import Recorder, eventually
 
 VALUES = [
@@ -293,3 +302,32 @@ async def test_flush_raises_what_failed_once_and_the_rest_arrives(
     assert isinstance(first, EncodeError)
     assert isinstance(second, TopicError)
     await eventually(lambda: seen.payloads == ["fine"], timeout=WITHIN)
+
+
+async def test_a_message_that_is_too_large_names_the_option_that_allows_it(
+    make_bus: MakeBus, topic: str, group: str
+) -> None:
+    bus = await make_bus(max_message_bytes=1000)
+    await bus.declare_group(group, topic)
+    for data in ["x" * 2000, ["x" * 50] * 30, b"x" * 2000]:
+        with pytest.raises(PayloadTooLarge, match="max_message_bytes"):
+            await bus.publish(topic, data)
+    with pytest.raises(PayloadTooLarge, match="max_message_bytes"):
+        await bus.publish(topic, 1, metadata={"a": "x" * 2000})
+    async with bus.transaction() as tx:
+        with pytest.raises(PayloadTooLarge, match="max_message_bytes"):
+            tx.publish(topic, "x" * 2000)
+        with pytest.raises(PayloadTooLarge, match="max_message_bytes"):
+            tx.put("record", "x" * 2000)
+    # What another bus was allowed to publish.
+    generous = await make_bus()
+    await generous.publish(topic, "x" * 2000)
+    if bus.capabilities["in_process"]:
+        return
+    await bus.consume(topic, print, group=group)
+    letters: list[DeadLetter] = []
+    async with asyncio.timeout(WITHIN):
+        while not letters:
+            letters = await bus.dead_letters(group).list()
+            await asyncio.sleep(0.01)
+    assert "max_message_bytes" in str(letters[0].error)

@@ -76,7 +76,12 @@ fn refused() -> Error {
 }
 
 fn lost(operation: &'static str) -> Error {
-    Error::Timeout { operation, after: Duration::from_secs(1), outcome_unknown: true }
+    Error::Timeout {
+        operation,
+        after: Duration::from_secs(1),
+        outcome_unknown: true,
+        trouble: String::new(),
+    }
 }
 
 #[async_trait]

@@ -36,6 +36,8 @@ pub(super) struct Link {
     pub(super) malformed: AtomicU64,
     pub(super) reconnects: AtomicU64,
     pub(super) last_error: Mutex<String>,
+    /// When `last_error` was noted.
+    failed_at: Mutex<Option<Instant>>,
     pub(super) server: Mutex<String>,
     /// What was found when connecting.
     pub(super) warnings: Mutex<Vec<String>>,
@@ -66,6 +68,7 @@ impl Link {
             malformed: AtomicU64::new(0),
             reconnects: AtomicU64::new(0),
             last_error: Mutex::default(),
+            failed_at: Mutex::default(),
             server: Mutex::default(),
             warnings: Mutex::default(),
             ailments: Mutex::default(),
@@ -95,6 +98,7 @@ impl Link {
     }
 
     pub(super) fn note(&self, trouble: &str) {
+        *self.failed_at.lock() = Some(Instant::now());
         trouble.clone_into(&mut self.last_error.lock());
     }
 
@@ -164,7 +168,11 @@ impl Link {
     }
 
     pub(super) fn timeout(&self, operation: &'static str, outcome_unknown: bool) -> Error {
-        Error::Timeout { operation, after: self.op_timeout, outcome_unknown }
+        let after = self.op_timeout;
+        // What an outage before this operation has left says nothing about it.
+        let recent = self.failed_at.lock().is_some_and(|at| at.elapsed() <= after);
+        let trouble = if recent { self.last_error.lock().clone() } else { String::new() };
+        Error::Timeout { operation, after, outcome_unknown, trouble }
     }
 }
 

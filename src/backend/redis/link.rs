@@ -18,6 +18,8 @@ use crate::error::{Error, Result};
 #[derive(Debug, Default)]
 pub(super) struct Status {
     health: Mutex<Health>,
+    /// When `last_error` of the health was noted.
+    failed_at: Mutex<Option<Instant>>,
     pub(super) malformed: AtomicU64,
     /// Connections that are down at the moment.
     down: Mutex<Vec<&'static str>>,
@@ -35,8 +37,10 @@ impl Status {
         health
     }
 
-    pub(super) fn last_error(&self) -> String {
-        self.health.lock().last_error.clone()
+    /// Returns the last error of a connection, unless it is older than that.
+    fn recent_error(&self, age: Duration) -> String {
+        let recent = self.failed_at.lock().is_some_and(|at| at.elapsed() <= age);
+        if recent { self.health.lock().last_error.clone() } else { String::new() }
     }
 
     pub(super) fn describe(&self, server: String, warnings: Vec<String>) {
@@ -59,6 +63,7 @@ impl Status {
             down.push(name);
         }
         drop(down);
+        *self.failed_at.lock() = Some(Instant::now());
         let mut health = self.health.lock();
         health.last_error = format!("{name}: {error}");
     }
@@ -259,12 +264,13 @@ impl Link {
 
     /// Returns the error of an operation that had no answer until its deadline.
     pub(super) fn too_late(&self, operation: &'static str, after: Duration, sent: bool) -> Error {
-        let trouble = self.status.last_error();
+        // What an outage before this operation has left says nothing about it.
+        let trouble = self.status.recent_error(after);
         if !sent && !trouble.is_empty() {
             let reason = format!("{operation} waited {after:?} for a connection; last: {trouble}");
             return Error::Connect { endpoint: self.endpoint(), reason };
         }
-        Error::Timeout { operation, after, outcome_unknown: sent }
+        Error::Timeout { operation, after, outcome_unknown: sent, trouble }
     }
 
     /// Returns the error that trouble means for an operation with so much time.

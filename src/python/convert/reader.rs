@@ -45,7 +45,7 @@ impl<'py, 'a> Decoder<'py, 'a> {
                 what: "message bytes",
                 size: self.bytes.len() as u64,
                 limit: self.limits.max_bytes as u64,
-                remedy: "raise max_bytes",
+                remedy: "raise max_message_bytes (of codec.decode max_bytes)",
             }
             .into());
         }

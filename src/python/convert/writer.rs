@@ -213,7 +213,7 @@ impl<'a> Encoder<'a> {
             what: "message bytes",
             size: size as u64,
             limit: self.limits.max_bytes as u64,
-            remedy: "send a reference to the data, or raise max_bytes",
+            remedy: "send a reference to the data, or raise max_message_bytes (of codec.encode max_bytes)",
         }
         .into())
     }
