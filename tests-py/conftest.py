@@ -19,9 +19,11 @@ _numbers = itertools.count(1)
 
 
 def pytest_configure() -> None:
-    """Undo what shells do to what they start in the background: tests interrupt children."""
+    """Undo what the environment does to tests: signals that shells ignore, and a URL."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    # Where the bus of whoever runs the tests is, is nothing to them.
+    os.environ.pop("EVENTBUS_URL", None)
 
 
 @pytest.fixture

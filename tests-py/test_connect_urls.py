@@ -344,6 +344,22 @@ def test_connect_opens_the_core_over_the_backend(monkeypatch: pytest.MonkeyPatch
     connect()
     assert opened[-1][0] == "postgres"
     assert opened[-1][3]["strict_topics"] is True
+    connect("memory://")
+    assert opened[-1][0] == "memory"
+
+
+@pytest.mark.parametrize("variable", [None, ""])
+@pytest.mark.parametrize("options", [{}, {"queue_size": 5}])
+def test_without_a_url_both_ways_to_give_one_are_named(
+    monkeypatch: pytest.MonkeyPatch, variable: str | None, options: dict[str, Any]
+) -> None:
+    monkeypatch.delenv("EVENTBUS_URL", raising=False)
+    if variable is not None:
+        monkeypatch.setenv("EVENTBUS_URL", variable)
+    with pytest.raises(ConfigError) as caught:
+        connect(**options)
+    for word in ("EVENTBUS_URL", "connect('redis://", "connect('postgresql://", "memory://"):
+        assert word in str(caught.value)
 
 
 @pytest.mark.parametrize(

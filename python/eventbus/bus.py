@@ -96,10 +96,10 @@ class EventBus(Protocol):
 class Bus(CoreBus):
     """An event bus, over the embedded memory backend by default; ``eventbus.connect`` makes one.
 
-    Use it as ``async with connect() as bus:``; leaving the block drains it. Several event loops and
-    threads may share one bus: a subscription's handler runs on the loop that subscribed, an inline
-    one in the publisher's task. After a fork the child must make a bus of its own
-    (``ForkedError``).
+    Use it as ``async with connect("memory://") as bus:``; leaving the block drains it. Several
+    event loops and threads may share one bus: a subscription's handler runs on the loop that
+    subscribed, an inline one in the publisher's task. After a fork the child must make a bus of its
+    own (``ForkedError``).
 
     Attributes:
         on_handler_error: Called with (subscription id or group, exception) when a handler raised,

@@ -37,7 +37,7 @@ def connect(url: str | None = None, **options: Unpack[BusOptions]) -> Bus:
 
     Args:
         url: Where the bus is; options may stand in its query. Default: the environment variable
-            ``EVENTBUS_URL``, else ``memory://``.
+            ``EVENTBUS_URL``.
 
             - ``memory://`` is a new bus each time, ``memory://name`` is shared in the process.
             - ``redis://user:password@host:6379/0``; ``rediss://`` with TLS; ``unix:///run/x.sock``
@@ -49,11 +49,18 @@ def connect(url: str | None = None, **options: Unpack[BusOptions]) -> Bus:
         **options: Options of the bus; they win over the URL's. ``None`` means not given.
 
     Raises:
-        ConfigError: An unknown scheme or option, or a bad value; all problems at once.
+        ConfigError: No URL at all, an unknown scheme or option, or a bad value; all problems at
+            once.
         UnsupportedError: More than one of ``partitions``, or ``retention`` with another wire than
             ``native``.
     """
-    text = url if url is not None else os.environ.get("EVENTBUS_URL", "memory://")
+    text = url if url is not None else os.environ.get("EVENTBUS_URL")
+    if text is None or (url is None and not text):
+        # A bus in this process alone must be asked for: it hears nobody else.
+        raise ConfigError(
+            "no URL: give one, connect('redis://…') or connect('postgresql://…'), or set the "
+            "environment variable EVENTBUS_URL; connect('memory://') is a bus inside this process"
+        )
     if not isinstance(text, str):
         raise TypeError(f"url must be a str, not {type(text).__name__}")
     # Not at the top: only a process that makes a bus pays for reading options.

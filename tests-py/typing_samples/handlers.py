@@ -170,8 +170,10 @@ async def main() -> None:
 
 
 def options() -> None:
-    connect(queue_size=5, overflow="close", drain_timeout=timedelta(seconds=3), max_dead=10)
-    connect(queue_size="5")  # type: ignore[arg-type]
-    connect(size=5)  # type: ignore[call-arg]
+    connect(
+        "memory://", queue_size=5, overflow="close", drain_timeout=timedelta(seconds=3), max_dead=10
+    )
+    connect("memory://", queue_size="5")  # type: ignore[arg-type]
+    connect("memory://", size=5)  # type: ignore[call-arg]
     wanted: dict[str, Any] = {"strict": True}
     connect("memory://", **wanted)

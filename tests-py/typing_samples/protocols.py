@@ -62,7 +62,7 @@ async def application(bus: EventBus, event: Event) -> None:
 
 async def use(event: Event) -> None:
     await application(Loopback(), event)
-    await application(connect(), event)
+    await application(connect("memory://"), event)
     await application(InMemoryEventBus(), event)
     await application(InMemoryEventBus({"queue_size": 5}), event)
     await application(manual_bus(), event)
