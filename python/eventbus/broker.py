@@ -59,6 +59,8 @@ def made(plan: Plan, found: Found) -> dict[str, Any]:
 class BrokerEventBus(Bus):
     """A DataKnobs bus over a server."""
 
+    _IS_DATAKNOBS = True
+
     def _not_live(self, operation: str) -> None:
         if self._state == "draining" and operation not in INTAKE:
             return

@@ -12,7 +12,17 @@ from contextlib import suppress
 from datetime import datetime
 from functools import cached_property
 from types import MappingProxyType, ModuleType, TracebackType
-from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar, Unpack, runtime_checkable
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    ClassVar,
+    Protocol,
+    Self,
+    TypeVar,
+    Unpack,
+    overload,
+    runtime_checkable,
+)
 
 from eventbus import dispatch, joined
 from eventbus._eventbus import CoreBus
@@ -36,6 +46,7 @@ from eventbus.errors import (
     TopicError,
     UnsupportedError,
 )
+from eventbus.names import LiteralTopics, shown
 from eventbus.outbox import Outbox
 from eventbus.stream import Stream
 from eventbus.subscription import GapHandler, Handler, QueuedReceiver, Subscription
@@ -54,6 +65,7 @@ if TYPE_CHECKING:
     from eventbus._eventbus import CoreConsumer, CoreSubscription
     from eventbus.factory import MemoryEventBusConfig
     from eventbus.figures import BusFigures, Health
+    from eventbus.keywords import ConsumeKeywords, SubscribeKeywords
 
 __all__ = ["Bus", "DeadLetters", "EventBus", "InMemoryEventBus"]
 
@@ -106,6 +118,8 @@ class Bus(CoreBus):
             after it was logged; ``None`` by default.
     """
 
+    # Whether the DataKnobs contract holds: topics are taken as they are, without a warning.
+    _IS_DATAKNOBS: ClassVar[bool] = False
     # What a warning about an unreadable broadcast begins with.
     _MALFORMED = "cannot read a broadcast: "
 
@@ -171,6 +185,7 @@ class Bus(CoreBus):
         )
         self._malformed_at: dict[str, float] = {}
         self._apart: set[str] = set()
+        self._literal_topics = LiteralTopics()
         self._leaving: asyncio.Task[None] | None = None
         self._subscriptions: dict[str, Callable[[], None]] = {}
         self._receivers: dict[str, QueuedReceiver] = {}
@@ -372,7 +387,7 @@ class Bus(CoreBus):
 
     def _delayed_dropped(self, topic: str) -> None:
         """Tell that a delayed event has nowhere to wait; called by the core."""
-        log.warning("delayed event dropped, no group is bound topic=%s", topic)
+        log.warning("delayed event dropped, no group is bound topic=%s", shown(topic))
 
     def _went_apart(self, topic: str) -> None:
         """Tell once per topic that other systems do not see a large event; called by the core."""
@@ -383,7 +398,7 @@ class Bus(CoreBus):
             log.warning(
                 "event too large for a notification goes by table: processes of the original "
                 "package skip it topic=%s",
-                topic,
+                shown(topic),
             )
 
     def _handler_failed(self, name: object, error: BaseException) -> None:
@@ -400,10 +415,24 @@ class Bus(CoreBus):
 
     # Broadcast
 
+    @overload
     async def subscribe(
         self,
         topic: str,
         handler: Handler,
+        pattern: str | None = None,
+        **options: Unpack[SubscribeKeywords],
+    ) -> Subscription: ...
+
+    @overload
+    async def subscribe(
+        self, *, handler: Handler, pattern: str, **options: Unpack[SubscribeKeywords]
+    ) -> Subscription: ...
+
+    async def subscribe(
+        self,
+        topic: str | None = None,
+        handler: Handler | None = None,
         pattern: str | None = None,
         *,
         on_gap: GapHandler | None = None,
@@ -420,7 +449,8 @@ class Bus(CoreBus):
         behind, and ``on_gap`` tells where retention overtook it.
 
         Args:
-            topic: The topic; with a pattern it is only kept in the subscription.
+            topic: The topic, taken as it is; with a pattern it is only kept in the subscription and
+                may be left out: ``subscribe(handler=on_event, pattern="orders:*")``.
             handler: ``async def``, function, or anything callable; awaited when it returns a
                 coroutine. An annotation with a dataclass, TypedDict, msgspec or pydantic type gets
                 the payload converted.
@@ -437,18 +467,21 @@ class Bus(CoreBus):
             The subscription; ``await subscription.cancel()`` ends it.
 
         Raises:
-            TypeError: The handler is not callable, topic or pattern is no str.
+            TypeError: The handler is not callable, topic or pattern is no str or both are missing.
             TopicError: The topic breaks a rule.
             InvalidArgumentError: ``since`` is an empty text or a datetime without time zone.
             UnsupportedError: ``since`` on a bus without ``retention``, or inline.
             BusClosedError: The bus was closed.
         """
-        if not callable(handler):
-            raise TypeError(f"handler must be callable, not {type(handler).__name__}: {handler!r}")
-        if not isinstance(topic, str):
-            raise TypeError(f"topic must be a str, not {type(topic).__name__}: {topic!r}")
+        call = _callable(handler)
         if pattern is not None and not isinstance(pattern, str):
-            raise TypeError(f"pattern must be a str, not {type(pattern).__name__}: {pattern!r}")
+            raise TypeError(f"pattern must be a str, not {_kind(pattern)}")
+        if topic is None and pattern and not self._IS_DATAKNOBS:
+            topic = pattern
+        if not isinstance(topic, str):
+            raise TypeError(f"topic must be a str, not {_kind(topic)}; or give pattern=")
+        if not pattern:
+            self._expect_literal("subscribe", (topic,))
         how = self._delivery if since is None else "queued"
         how = _one_of("delivery", how if delivery is None else delivery, ("inline", "queued"))
         size, policy = self._buffering("queue_size", queue_size, overflow, on_gap)
@@ -462,18 +495,22 @@ class Bus(CoreBus):
                 "is queued"
             )
         if how == "inline":
-            call = _converting(handler)
             number = self._subscribe_inline(
-                text, bool(pattern), call, self._handler_failed, subscription_id
+                text, bool(pattern), _converting(call), self._handler_failed, subscription_id
             )
             self._subscriptions[subscription_id] = lambda: self._remove_inline(number)
         else:
             near = topic if pattern else None
             core = await self._buffered(text, bool(pattern), size, policy, since, near)
-            receiver = QueuedReceiver(self, core, subscription_id, _converting(handler), on_gap)
+            receiver = QueuedReceiver(self, core, subscription_id, _converting(call), on_gap)
             self._receivers[subscription_id] = receiver
             self._subscriptions[subscription_id] = receiver.cancel
-        return Subscription(subscription_id, topic, handler, pattern, _cancel_callback=self._cancel)
+        return Subscription(subscription_id, topic, call, pattern, _cancel_callback=self._cancel)
+
+    def _expect_literal(self, verb: str, topics: Topics | None) -> None:
+        """Warn of topics that were probably meant as patterns."""
+        if not self._IS_DATAKNOBS and topics is not None:
+            self._literal_topics.check(verb, (topics,) if isinstance(topics, str) else topics)
 
     async def _buffered(
         self,
@@ -497,7 +534,7 @@ class Bus(CoreBus):
             if len(self._malformed_at) > 100:
                 self._malformed_at.clear()
             self._malformed_at[kind] = now
-            log.warning("%s%s topic=%s", self._MALFORMED, reason, topic)
+            log.warning("%s%s topic=%s", self._MALFORMED, reason, shown(topic))
 
     def _remove_inline(self, number: int) -> None:
         self._unsubscribe(number)
@@ -542,6 +579,8 @@ class Bus(CoreBus):
             since: Begin with what was published before, as in ``subscribe``.
         """
         size, policy = self._buffering("buffer", buffer, overflow, on_gap)
+        if pattern is None and isinstance(topic, str):
+            self._expect_literal("stream", topic)
         return Stream(self, topic, pattern, size, policy, on_gap, since)
 
     def publish_nowait(self, topic: str, event: object, **options: Unpack[PublishOptions]) -> None:
@@ -573,10 +612,25 @@ class Bus(CoreBus):
 
     # Queues
 
+    @overload
     async def consume(
         self,
         topic: Topics | None,
         handler: ConsumeHandler,
+        *,
+        pattern: str | None = None,
+        **options: Unpack[ConsumeKeywords],
+    ) -> Consumer: ...
+
+    @overload
+    async def consume(
+        self, *, handler: ConsumeHandler, pattern: str, **options: Unpack[ConsumeKeywords]
+    ) -> Consumer: ...
+
+    async def consume(
+        self,
+        topic: Topics | None = None,
+        handler: ConsumeHandler | None = None,
         *,
         pattern: str | None = None,
         group: str = "default",
@@ -595,7 +649,8 @@ class Bus(CoreBus):
         with back-off, then a dead letter; ``raise Retry(...)`` and ``raise Reject(...)`` say it.
 
         Args:
-            topic: A topic, several, or ``None`` when only a pattern is given.
+            topic: A topic or several, taken as they are; may be left out when a pattern is given:
+                ``consume(handler=handle, pattern="orders:*")``.
             handler: Called with the event (or with what its annotation asks for); a parameter
                 annotated ``Delivery`` gets the delivery.
             pattern: A pattern, beside or instead of topics.
@@ -613,11 +668,10 @@ class Bus(CoreBus):
 
         Raises:
             ConfigError: Options out of range, all problems at once.
-            TypeError: The handler is not callable.
+            TypeError: The handler is not callable, or neither topic nor pattern is given.
             TopicError: A topic or the group breaks a rule.
         """
-        if not callable(handler):
-            raise TypeError(f"handler must be callable, not {type(handler).__name__}: {handler!r}")
+        call = _callable(handler)
         options = ConsumeOptions(
             group=group,
             concurrency=concurrency,
@@ -629,14 +683,24 @@ class Bus(CoreBus):
             retry=retry or RetryPolicy(),
         )
         _encodable("group", options.group)
-        core: CoreConsumer = await self._consume(_bindings(topic, pattern), options, True)
-        consumer = Consumer(self, core, handler, options)
+        bindings = self._bound("consume", topic, pattern)
+        core: CoreConsumer = await self._consume(bindings, options, True)
+        consumer = Consumer(self, core, call, options)
         self._consumers.add(consumer)
         return consumer
 
+    def _bound(
+        self, verb: str, topic: Topics | None, pattern: str | None
+    ) -> list[tuple[str, bool]]:
+        """Return (text, is pattern) pairs, and warn of topics that look like patterns."""
+        bindings = _bindings(topic, pattern)
+        if pattern is None:
+            self._expect_literal(verb, [text for text, _ in bindings])
+        return bindings
+
     def deliveries(
         self,
-        topic: Topics | None,
+        topic: Topics | None = None,
         *,
         pattern: str | None = None,
         group: str = "default",
@@ -649,7 +713,7 @@ class Bus(CoreBus):
         """Return the deliveries of a group as an async iterator; settle each yourself.
 
         Args:
-            topic: A topic, several, or ``None`` when only a pattern is given.
+            topic: A topic or several, taken as they are; may be left out when a pattern is given.
             pattern: A pattern, beside or instead of topics.
             group: The durable queue.
             prefetch: Most deliveries in hand, settled ones not counted.
@@ -667,7 +731,7 @@ class Bus(CoreBus):
             retry=retry or RetryPolicy(),
         )
         _encodable("group", options.group)
-        return Deliveries(self, _bindings(topic, pattern), options)
+        return Deliveries(self, self._bound("deliveries", topic, pattern), options)
 
     async def declare_group(
         self,
@@ -680,7 +744,8 @@ class Bus(CoreBus):
         """Declare a group without consuming: what is published from now on waits in it."""
         if max_length is not None:
             _positive("max_length", max_length)
-        await self._declare_group(_text("group", group), _bindings(topic, pattern), max_length)
+        bindings = self._bound("declare_group", topic, pattern)
+        await self._declare_group(_text("group", group), bindings, max_length)
 
     async def unbind(
         self, group: str, topic: Topics | None = None, *, pattern: str | None = None
@@ -900,6 +965,8 @@ class InMemoryEventBus(Bus):
     Args as for ``Bus``; a mapping or a config object may come first (contract D15, D20).
     """
 
+    _IS_DATAKNOBS = True
+
     def __init__(
         self, config: Mapping[str, Any] | MemoryEventBusConfig | None = None, **options: Any
     ) -> None:
@@ -992,6 +1059,17 @@ def _converting(handler: Handler) -> Handler:
     return call
 
 
+def _callable(handler: object) -> Callable[..., object]:
+    if not callable(handler):
+        raise TypeError(f"handler must be callable, not {_kind(handler)}")
+    return handler
+
+
+def _kind(value: object) -> str:
+    """Return type and value, for messages."""
+    return f"{type(value).__name__}: {shown(repr(value))}"
+
+
 def _bindings(topic: Topics | None, pattern: str | None) -> list[tuple[str, bool]]:
     """Return (text, is pattern) pairs.
 
@@ -1001,7 +1079,7 @@ def _bindings(topic: Topics | None, pattern: str | None) -> list[tuple[str, bool
     topics = [topic] if isinstance(topic, str) else list(topic or ())
     for text in [*topics, *([] if pattern is None else [pattern])]:
         if not isinstance(text, str):
-            raise TypeError(f"topic must be a str, not {type(text).__name__}: {text!r}")
+            raise TypeError(f"topic must be a str, not {_kind(text)}")
         _encodable("topic", text)
     bindings = [(text, False) for text in topics]
     if pattern is not None:
@@ -1036,7 +1114,7 @@ def _positive(
 
 def _text(name: str, value: object) -> str:
     if not isinstance(value, str):
-        raise TypeError(f"{name} must be a str, not {type(value).__name__}: {value!r}")
+        raise TypeError(f"{name} must be a str, not {_kind(value)}")
     return _encodable(name, value)
 
 

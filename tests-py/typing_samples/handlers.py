@@ -120,16 +120,17 @@ async def subscribing(bus: Bus) -> None:
     await bus.subscribe("a", partial(with_prefix, "x"))
     await bus.subscribe("a", lambda event: topics.append(event.topic))
     await bus.subscribe("a", print, "a:*")
+    assert_type(await bus.subscribe(handler=on_order, pattern="a:*"), Subscription)
     await bus.subscribe(
         "a", on_event, on_gap=on_gap, delivery="queued", queue_size=10, overflow="drop_newest"
     )
 
     await bus.subscribe("a", without_argument)  # type: ignore[arg-type]
     await bus.subscribe("a", on_both)  # type: ignore[arg-type]
-    await bus.subscribe("a", "on_event")  # type: ignore[arg-type]
-    await bus.subscribe(7, on_event)  # type: ignore[arg-type]
-    await bus.subscribe("a", on_event, delivery="inlined")  # type: ignore[arg-type]
-    await bus.subscribe("a", on_event, overflow="drop")  # type: ignore[arg-type]
+    await bus.subscribe("a", "on_event")  # type: ignore[call-overload]
+    await bus.subscribe(7, on_event)  # type: ignore[call-overload]
+    await bus.subscribe("a", on_event, delivery="inlined")  # type: ignore[call-overload]
+    await bus.subscribe("a", on_event, overflow="drop")  # type: ignore[call-overload]
     await bus.subscribe("a", on_event, on_gap=without_argument)  # type: ignore[arg-type]
 
 
@@ -145,11 +146,12 @@ async def consuming(bus: Bus) -> None:
     await bus.consume("a", on_both_by_name, max_lease=60)
     await bus.consume("a", on_batch, batch=100, max_length=10_000)
     await bus.consume("a", lambda event: None)
+    assert_type(await bus.consume(handler=on_order, pattern="a:*", group="b"), Consumer)
 
     await bus.consume("a", without_argument)  # type: ignore[arg-type]
-    await bus.consume("a", on_event, lease="5s")  # type: ignore[arg-type]
-    await bus.consume("a", on_event, retry=3)  # type: ignore[arg-type]
-    await bus.consume(on_event)  # type: ignore[call-arg, arg-type]
+    await bus.consume("a", on_event, lease="5s")  # type: ignore[call-overload]
+    await bus.consume("a", on_event, retry=3)  # type: ignore[call-overload]
+    await bus.consume(on_event)  # type: ignore[call-overload]
 
 
 async def hooks(bus: Bus) -> None:
