@@ -14,11 +14,12 @@ use pyo3::types::{PyDict, PyList, PyString};
 
 use super::consumer::CoreConsumer;
 use super::event::PyEvent;
+use super::exit;
 use super::hub::{Hub, Receiver, Route, Subscriber};
 use super::mailbox::{self, Pending};
 use super::options::{self, PublishOptions};
 use super::publish::{Broadcast, Prepared, Publish};
-use super::runtime::{self, Origin, python_code};
+use super::runtime::{self, Origin};
 use super::stream::CoreSubscription;
 use crate::backend::{Backend, Due, EventKey, ListenRequest, MessageAction, Op, Transaction};
 use crate::bus::{self, Bus};
@@ -79,13 +80,14 @@ impl CoreBus {
     /// `ForkedError`; what the subclass says about a bus that is not connected, or closed.
     #[inline]
     pub(crate) fn ready(&self, slf: &Bound<'_, Self>, operation: &str) -> PyResult<&Arc<Shared>> {
+        exit::register_thread();
         let Some(shared) = self.shared.get() else {
             let text = "the bus was not opened: call super().__init__()";
             return Err(PyTypeError::new_err(text));
         };
         shared.origin.check()?;
         if !self.live.load(Ordering::Acquire) {
-            python_code(|| slf.call_method1(intern!(slf.py(), "_not_live"), (operation,)))?;
+            slf.call_method1(intern!(slf.py(), "_not_live"), (operation,))?;
         }
         Ok(shared)
     }
@@ -258,6 +260,7 @@ impl CoreBus {
         max_elements: usize,
         manual_clock: Option<i64>,
     ) -> PyResult<()> {
+        exit::register_thread();
         let clock = manual_clock.map(ManualClock::new);
         let mut wire = Wire::Native;
         let home = match kind {
@@ -473,7 +476,7 @@ impl CoreBus {
         if let Some(connection) = connection {
             let options = options::RawOptions::to_dict(py, given)?;
             let name = intern!(py, "_publish_joined");
-            return python_code(|| slf.call_method1(name, (connection, topic, event, options)));
+            return slf.call_method1(name, (connection, topic, event, options));
         }
         let (topic, event) = (topic.unbind(), event.unbind());
         if given.iter().all(Option::is_none) {
@@ -518,7 +521,7 @@ impl CoreBus {
         let py = slf.py();
         if let Some(connection) = connection {
             let name = intern!(py, "_publish_many_joined");
-            return python_code(|| slf.call_method1(name, (connection, items)));
+            return slf.call_method1(name, (connection, items));
         }
         let publish = Publish::prepare(
             slf.unbind(),

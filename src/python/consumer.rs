@@ -7,6 +7,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyList, PyString};
 
 use super::event::PyEvent;
+use super::exit;
 use super::mailbox::{self, Pending};
 use super::options;
 use super::runtime::Origin;
@@ -56,6 +57,7 @@ pub(crate) fn take(
     origin: Origin,
     bus: &Py<PyAny>,
 ) -> PyResult<Option<Py<CoreDelivery>>> {
+    exit::register_thread();
     let Some((delivery, event)) = next_decoded(consumer)? else { return Ok(None) };
     let event = Py::new(py, PyEvent::received(py, event, *consumer.bus().limits())?)?;
     let bus = bus.clone_ref(py);

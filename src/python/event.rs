@@ -16,6 +16,7 @@ use rand::{Rng, SeedableRng};
 
 use super::convert;
 use super::convert::time;
+use super::exit;
 use super::lazy::Lazy;
 use super::runtime;
 use crate::clock::{Clock, SystemClock};
@@ -63,6 +64,13 @@ pub(crate) struct PyEvent {
     origin: Origin,
 }
 
+impl Drop for PyEvent {
+    fn drop(&mut self) {
+        // Events travel between threads, and their payloads may run Python code as they go.
+        exit::register_thread();
+    }
+}
+
 /// Where fields that were not touched yet come from.
 enum Origin {
     /// Made in this process: the time and identity of its making.
@@ -82,6 +90,7 @@ pub(crate) fn random_uuid() -> [u8; 16] {
         match source {
             Some((made_at, rng)) if *made_at == forks => rng.fill_bytes(&mut bytes),
             _ => {
+                exit::register_thread();
                 let mut rng = StdRng::from_rng(&mut rand::rng());
                 // The child's thread generator is a copy of its parent's: mix in what differs.
                 let mut seed = [0_u8; 32];

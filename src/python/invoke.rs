@@ -7,8 +7,8 @@ use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyIterator, PySendResult, PyType};
 
+use super::exit;
 use super::mailbox::thrown;
-use super::runtime::python_code;
 
 /// What one step of a coroutine gave.
 pub(crate) enum Stepped {
@@ -33,7 +33,7 @@ pub(crate) fn is_coroutine(result: &Bound<'_, PyAny>) -> PyResult<bool> {
     }
     let iscoroutine = ISCOROUTINE
         .get_or_try_init(py, || py.import("asyncio")?.getattr("iscoroutine").map(Bound::unbind))?;
-    python_code(|| iscoroutine.bind(py).call1((result,)))?.is_truthy()
+    iscoroutine.bind(py).call1((result,))?.is_truthy()
 }
 
 /// Sends `None` into a coroutine.
@@ -46,19 +46,19 @@ pub(crate) fn step(coroutine: &Bound<'_, PyAny>) -> PyResult<Stepped> {
         // am_send slot; a native coroutine has it.
         #[allow(unsafe_code)]
         let iterator = unsafe { coroutine.cast_unchecked::<PyIterator>() };
-        return Ok(match python_code(|| iterator.send(py.None().bind(py)))? {
+        return Ok(match iterator.send(py.None().bind(py))? {
             PySendResult::Next(waiter) => Stepped::Yield(waiter.unbind()),
             PySendResult::Return(_) => Stepped::Done,
         });
     }
-    returned(py, python_code(|| coroutine.call_method1(intern!(py, "send"), (py.None(),))))
+    returned(py, coroutine.call_method1(intern!(py, "send"), (py.None(),)))
 }
 
 /// Throws into a coroutine.
 pub(crate) fn throw(coroutine: &Bound<'_, PyAny>, error: PyErr) -> PyResult<Stepped> {
     let py = coroutine.py();
     let error = error.into_value(py);
-    returned(py, python_code(|| coroutine.call_method1(intern!(py, "throw"), (error,))))
+    returned(py, coroutine.call_method1(intern!(py, "throw"), (error,)))
 }
 
 fn returned(py: Python<'_>, result: PyResult<Bound<'_, PyAny>>) -> PyResult<Stepped> {
@@ -150,10 +150,11 @@ impl Invoke {
     }
 
     fn __next__(&mut self, py: Python<'_>) -> PyResult<Option<Py<PyAny>>> {
+        let _inside = exit::enter(py);
         if let Some(handler) = self.handler.take() {
             let context = Context::copy(py, self.base.as_ref())?;
             let stepped = context.run(py, || {
-                let result = python_code(|| handler.bind(py).call1((&self.argument,)))?;
+                let result = handler.bind(py).call1((&self.argument,))?;
                 if !is_coroutine(&result)? {
                     return Ok((Stepped::Done, None));
                 }
@@ -186,6 +187,7 @@ impl Invoke {
         value: Option<&Bound<'_, PyAny>>,
         traceback: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<Py<PyAny>> {
+        let _inside = exit::enter(py);
         let _ = traceback;
         self.handler = None;
         let error = thrown(kind, value)?;
@@ -195,11 +197,12 @@ impl Invoke {
     }
 
     fn close(&mut self, py: Python<'_>) -> PyResult<()> {
+        let _inside = exit::enter(py);
         self.handler = None;
         match self.running.take() {
-            Some((context, coroutine)) => context.run(py, || {
-                python_code(|| coroutine.call_method0(py, intern!(py, "close"))).map(|_| ())
-            }),
+            Some((context, coroutine)) => {
+                context.run(py, || coroutine.call_method0(py, intern!(py, "close")).map(|_| ()))
+            }
             None => Ok(()),
         }
     }

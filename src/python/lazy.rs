@@ -8,6 +8,8 @@ use pyo3::ffi::PyObject;
 use pyo3::gc::PyVisit;
 use pyo3::prelude::*;
 
+use super::exit;
+
 /// Null until the value is there; then it owns one reference and never changes again.
 ///
 /// pyo3's `PyOnceLock` does the same with a `Once` of its own: seven of them were a third of the
@@ -47,6 +49,7 @@ impl Lazy {
         if let Some(value) = self.get(py) {
             return Ok(value);
         }
+        exit::register_thread();
         let made = make()?;
         let stored = self.0.compare_exchange(
             ptr::null_mut(),

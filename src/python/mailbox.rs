@@ -19,7 +19,7 @@ use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyType, PyWeakrefMethods, PyWeakrefReference};
 
-use super::runtime::{self, python_code};
+use super::{exit, runtime};
 use crate::error::Error;
 
 /// What a finished Rust future hands to Python, made while attached.
@@ -62,6 +62,7 @@ impl Signal {
             Self::EventFd(fd) => fd.raise(),
             Self::CallSoon { event_loop, drain } => {
                 // Fails only when the interpreter or the loop is ending: nobody waits any more.
+                exit::register_thread();
                 let _ = Python::try_attach(|py| {
                     let event_loop = event_loop.call0(py)?;
                     match drain.get(py) {
@@ -108,6 +109,7 @@ pub(crate) struct Mailbox {
 impl Mailbox {
     /// Resolves everything that was woken since the last call; runs on the loop.
     fn drain(&self, py: Python<'_>) -> PyResult<()> {
+        let _inside = exit::enter(py);
         #[cfg(target_os = "linux")]
         if let Signal::EventFd(fd) = &self.queue.signal {
             fd.clear();
@@ -129,8 +131,8 @@ impl Mailbox {
 /// Resolves the future of a waiting task.
 fn resolve(waiter: &Bound<'_, PyAny>) -> PyResult<()> {
     let py = waiter.py();
-    if !python_code(|| waiter.call_method0(intern!(py, "done")))?.is_truthy()? {
-        python_code(|| waiter.call_method1(intern!(py, "set_result"), (py.None(),)))?;
+    if !waiter.call_method0(intern!(py, "done"))?.is_truthy()? {
+        waiter.call_method1(intern!(py, "set_result"), (py.None(),))?;
     }
     Ok(())
 }
@@ -178,14 +180,14 @@ impl Mailbox {
                 class.call0().map(Bound::unbind)
             })?
             .bind(py);
-        let found = python_code(|| mailboxes.call_method1(intern!(py, "get"), (event_loop,)))?;
+        let found = mailboxes.call_method1(intern!(py, "get"), (event_loop,))?;
         if let Ok((made_at, mailbox)) = found.extract::<(u32, Py<Self>)>()
             && made_at == forks
         {
             return Ok(mailbox);
         }
         let mailbox = Self::open(py, event_loop)?;
-        python_code(|| mailboxes.set_item(event_loop, (forks, mailbox.clone_ref(py))))?;
+        mailboxes.set_item(event_loop, (forks, mailbox.clone_ref(py)))?;
         Ok(mailbox)
     }
 
@@ -195,8 +197,7 @@ impl Mailbox {
             let raw = fd.raw();
             let mailbox = Self::with_signal(py, Signal::EventFd(fd))?;
             let drain = mailbox.getattr(py, intern!(py, "drain"))?;
-            let added =
-                python_code(|| event_loop.call_method1(intern!(py, "add_reader"), (raw, drain)));
+            let added = event_loop.call_method1(intern!(py, "add_reader"), (raw, drain));
             match added {
                 Ok(_) => return Ok(mailbox),
                 Err(error)
@@ -251,8 +252,7 @@ impl Parking {
     /// Makes the asyncio future that the task yields; call it before polling with the waker, so
     /// that a wake-up in between finds it.
     pub(crate) fn prepare(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
-        let waiter =
-            python_code(|| self.event_loop.call_method0(py, intern!(py, "create_future")))?;
+        let waiter = self.event_loop.call_method0(py, intern!(py, "create_future"))?;
         waiter.setattr(py, intern!(py, "_asyncio_future_blocking"), true)?;
         *self.slot.waiter.lock() = Some(waiter.clone_ref(py));
         Ok(waiter)
@@ -298,6 +298,7 @@ impl Pending {
     pub(crate) fn new(
         start: impl for<'py> FnOnce(Python<'py>) -> PyResult<Work> + Send + Sync + 'static,
     ) -> Self {
+        exit::register_thread();
         Self { state: Progress::New(Box::new(start)) }
     }
 
@@ -335,6 +336,7 @@ impl Pending {
     }
 
     fn __next__(&mut self, py: Python<'_>) -> PyResult<Option<Py<PyAny>>> {
+        let _inside = exit::enter(py);
         if let Progress::New(_) = self.state {
             let Progress::New(start) = std::mem::replace(&mut self.state, Progress::Done) else {
                 return Ok(None);
@@ -371,6 +373,7 @@ impl Pending {
         value: Option<&Bound<'_, PyAny>>,
         traceback: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<Py<PyAny>> {
+        let _inside = exit::enter(py);
         let _ = (py, traceback);
         self.state = Progress::Done;
         Err(thrown(kind, value)?)

@@ -5,6 +5,7 @@ mod consumer;
 mod convert;
 mod errors;
 mod event;
+mod exit;
 mod hub;
 mod invoke;
 mod lazy;

@@ -9,10 +9,10 @@ use pyo3::sync::PyOnceLock;
 use pyo3::types::PyType;
 
 use super::bus::{CoreBus, Shared};
+use super::exit;
 use super::hub::{Receiver, Route, Subscriber};
 use super::invoke::{self, Stepped};
 use super::mailbox::{self, Parking, thrown};
-use super::runtime::python_code;
 use crate::backend::{Accepted, Committed, Op, Transaction};
 use crate::error::Result;
 use crate::ring::Pushed;
@@ -87,10 +87,12 @@ pub(crate) struct Publish {
 
 impl Publish {
     pub(crate) fn one(bus: Py<CoreBus>, topic: Py<PyAny>, event: Py<PyAny>) -> Self {
+        exit::register_thread();
         Self { bus, state: State::One { topic, event } }
     }
 
     pub(crate) fn prepare(bus: Py<CoreBus>, prepare: Prepare) -> Self {
+        exit::register_thread();
         Self { bus, state: State::Prepare(prepare) }
     }
 
@@ -303,7 +305,7 @@ impl Calling {
 /// Calls one handler; `Some` when its coroutine suspended.
 #[inline]
 fn call(handler: &Bound<'_, PyAny>, event: &Py<PyAny>) -> PyResult<Option<(Py<PyAny>, Py<PyAny>)>> {
-    let result = python_code(|| handler.call1((event,)))?;
+    let result = handler.call1((event,))?;
     if !invoke::is_coroutine(&result)? {
         return Ok(None);
     }
@@ -323,11 +325,11 @@ pub(crate) fn report(
 ) -> PyResult<()> {
     let py = bus.py();
     for topic in apart {
-        python_code(|| bus.call_method1(intern!(py, "_went_apart"), (&**topic,)))?;
+        bus.call_method1(intern!(py, "_went_apart"), (&**topic,))?;
     }
     for (index, topic) in delayed {
         if published.get(*index).is_some_and(|one| one.queues == 0 && !one.duplicate) {
-            python_code(|| bus.call_method1(intern!(py, "_delayed_dropped"), (topic,)))?;
+            bus.call_method1(intern!(py, "_delayed_dropped"), (topic,))?;
         }
     }
     Ok(())
@@ -347,7 +349,7 @@ fn handler_failed(
     }
     shared.bus.counters().failed.add(1);
     if let Receiver::Inline { report, id, .. } = &subscriber.receiver {
-        python_code(|| report.call1(py, (id, error.into_value(py))))?;
+        report.call1(py, (id, error.into_value(py)))?;
     }
     Ok(())
 }
@@ -375,15 +377,15 @@ fn is_cancelling(py: Python<'_>) -> PyResult<bool> {
     static CURRENT: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
     let current = CURRENT
         .get_or_try_init(py, || py.import("asyncio")?.getattr("current_task").map(Bound::unbind))?;
-    let task = python_code(|| current.bind(py).call0())?;
+    let task = current.bind(py).call0()?;
     if task.is_none() {
         return Ok(true);
     }
-    Ok(python_code(|| task.call_method0(intern!(py, "cancelling")))?.extract::<u32>()? > 0)
+    Ok(task.call_method0(intern!(py, "cancelling"))?.extract::<u32>()? > 0)
 }
 
 fn is_closed(py: Python<'_>, event_loop: &Py<PyAny>) -> PyResult<bool> {
-    python_code(|| event_loop.call_method0(py, intern!(py, "is_closed")))?.is_truthy(py)
+    event_loop.call_method0(py, intern!(py, "is_closed"))?.is_truthy(py)
 }
 
 #[pymethods]
@@ -397,6 +399,7 @@ impl Publish {
     }
 
     fn __next__(&mut self, py: Python<'_>) -> PyResult<Option<Py<PyAny>>> {
+        let _inside = exit::enter(py);
         match &self.state {
             State::Done => {
                 return Err(PyRuntimeError::new_err("cannot reuse already awaited coroutine"));
@@ -428,6 +431,7 @@ impl Publish {
         value: Option<&Bound<'_, PyAny>>,
         traceback: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<Py<PyAny>> {
+        let _inside = exit::enter(py);
         let _ = traceback;
         let error = thrown(kind, value)?;
         match &self.state {
@@ -441,10 +445,11 @@ impl Publish {
     }
 
     fn close(&mut self, py: Python<'_>) -> PyResult<()> {
+        let _inside = exit::enter(py);
         if let State::Calling(Calling { running: Some(coroutine), .. }) =
             std::mem::replace(&mut self.state, State::Done)
         {
-            python_code(|| coroutine.call_method0(py, intern!(py, "close")))?;
+            coroutine.call_method0(py, intern!(py, "close"))?;
         }
         Ok(())
     }

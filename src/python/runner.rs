@@ -9,9 +9,10 @@ use pyo3::intern;
 use pyo3::prelude::*;
 
 use super::consumer::{self, CoreConsumer, CoreDelivery};
+use super::exit;
 use super::invoke::{self, Context, Stepped};
 use super::mailbox::thrown;
-use super::runtime::{Origin, python_code};
+use super::runtime::Origin;
 use crate::backend::Outcome;
 use crate::bus::Consumer;
 
@@ -104,6 +105,7 @@ impl Runner {
     }
 
     fn __next__(&mut self, py: Python<'_>) -> PyResult<Option<Py<PyAny>>> {
+        let _inside = exit::enter(py);
         let result = self.run(py);
         // Before the loop turns, so that no other task of this thread sees a handled delivery open.
         self.flush(py)?;
@@ -122,6 +124,7 @@ impl Runner {
         value: Option<&Bound<'_, PyAny>>,
         traceback: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<Py<PyAny>> {
+        let _inside = exit::enter(py);
         let _ = traceback;
         let error = thrown(kind, value)?;
         let Some(running) = self.running.take() else { return Err(error) };
@@ -154,10 +157,11 @@ impl Runner {
     }
 
     fn close(&mut self, py: Python<'_>) -> PyResult<()> {
+        let _inside = exit::enter(py);
         match self.running.take() {
-            Some(running) => running.context.run(py, || {
-                python_code(|| running.coroutine.call_method0(py, intern!(py, "close"))).map(|_| ())
-            }),
+            Some(running) => running
+                .context
+                .run(py, || running.coroutine.call_method0(py, intern!(py, "close")).map(|_| ())),
             None => Ok(()),
         }
     }
@@ -190,7 +194,7 @@ impl Runner {
             match self.handle(py, delivery)? {
                 Handled::Returned => {}
                 Handled::Suspended(waiter) => {
-                    python_code(|| self.on_suspend.call0(py))?;
+                    self.on_suspend.call0(py)?;
                     return Ok(Some(waiter));
                 }
                 Handled::Raised(what) => return Err(PyStopIteration::new_err((what,))),
@@ -227,10 +231,10 @@ impl Runner {
         let started = context.run(py, || {
             invoke::set_variable(py, &self.variable, delivery.as_any())?;
             let result = if self.whole {
-                python_code(|| self.handler.bind(py).call1((&delivery,)))?
+                self.handler.bind(py).call1((&delivery,))?
             } else {
                 let event = delivery.get().event(py);
-                python_code(|| self.handler.bind(py).call1((event,)))?
+                self.handler.bind(py).call1((event,))?
             };
             if !invoke::is_coroutine(&result)? {
                 return Ok((Stepped::Done, None));
@@ -273,9 +277,7 @@ impl Runner {
         let results = self.consumer.settle_all_now(&tokens, &Outcome::Ack)?;
         for (delivery, result) in handled.into_iter().zip(results) {
             if let Err(error) = result {
-                python_code(|| {
-                    self.on_late.call1(py, (delivery, PyErr::from(error).into_value(py)))
-                })?;
+                self.on_late.call1(py, (delivery, PyErr::from(error).into_value(py)))?;
             }
         }
         Ok(())

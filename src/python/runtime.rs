@@ -8,6 +8,7 @@ use parking_lot::Mutex;
 use pyo3::prelude::*;
 use tokio::runtime::{Builder, Runtime};
 
+use super::exit;
 use crate::error::{Error, Result};
 
 /// How long exit waits for tasks that are still running.
@@ -73,6 +74,7 @@ pub(crate) fn runtime() -> Result<Arc<Runtime>> {
 /// Ends the runtime; registered with `atexit`, so that no thread of ours outlives the interpreter.
 #[pyfunction(name = "_shutdown")]
 pub(crate) fn shutdown(py: Python<'_>) {
+    exit::stop_intake(py);
     let state = std::mem::replace(&mut *RUNTIME.lock(), State::Ended);
     if let State::Running(runtime) = state {
         py.detach(|| match Arc::try_unwrap(runtime) {
@@ -87,6 +89,7 @@ pub(crate) fn shutdown(py: Python<'_>) {
 #[pyfunction(name = "_after_fork_in_child")]
 pub(crate) fn after_fork_in_child() {
     FORKS.fetch_add(1, Ordering::Relaxed);
+    exit::after_fork_in_child();
     // The threads of the parent's runtime do not exist here, and its lock may have been held by one
     // of them at the fork: forget the runtime without locking when that is so.
     if let Some(mut state) = RUNTIME.try_lock()
@@ -94,38 +97,4 @@ pub(crate) fn after_fork_in_child() {
     {
         std::mem::forget(runtime);
     }
-}
-
-/// Keeps a thread that is being ended inside Python out of our frames.
-///
-/// Before Python 3.14 a daemon thread that wants the GIL of an ending interpreter is ended by
-/// `pthread_exit`, which unwinds through the frames below it; the first `catch_unwind` on that way
-/// would abort the process. Its destructors run on the way: this one parks the thread for good, as
-/// Python 3.14 does itself.
-struct Doorstep;
-
-impl Drop for Doorstep {
-    fn drop(&mut self) {
-        if !std::thread::panicking() {
-            loop {
-                std::thread::park();
-            }
-        }
-    }
-}
-
-/// Runs something that may run Python code, where the GIL changes hands: every call into Python on
-/// a path that a daemon thread takes again and again goes through here.
-#[inline]
-pub(crate) fn python_code<T>(call: impl FnOnce() -> T) -> T {
-    let (mut call, mut result) = (Some(call), None);
-    let mut run = || result = call.take().map(|call| call());
-    // The compiler takes calls into C for calls that never unwind and would drop the doorstep; of
-    // a function it cannot see it knows no such thing.
-    let hidden: &mut dyn FnMut() = std::hint::black_box(&mut run);
-    let doorstep = Doorstep;
-    hidden();
-    std::mem::forget(doorstep);
-    #[allow(clippy::expect_used)] // `hidden` is `run`, which fills it
-    result.expect("the call was made")
 }

@@ -5,9 +5,10 @@ use std::sync::Arc;
 use pyo3::prelude::*;
 
 use super::event::PyEvent;
+use super::exit;
 use super::hub::Hub;
 use super::mailbox::Pending;
-use super::runtime::{Origin, python_code};
+use super::runtime::Origin;
 use crate::backend::{Frame, Gap, GapCause, Listener};
 use crate::bus::{Bus, fresh_defaults};
 use crate::codec;
@@ -112,7 +113,7 @@ fn take_frame(
             Err(error) => {
                 bus.counters().malformed.add(1);
                 let text = error.to_string();
-                python_code(|| malformed.call1(py, (&*frame.topic, text)))?;
+                malformed.call1(py, (&*frame.topic, text))?;
             }
         }
     }
@@ -123,6 +124,7 @@ fn take_frame(
 impl CoreSubscription {
     /// Takes the next event, a (cause, count) for a gap, or `None` when nothing is buffered.
     fn take(&self, py: Python<'_>) -> PyResult<Option<Py<PyAny>>> {
+        exit::register_thread();
         match &self.source {
             Source::Hub { ring, .. } => match ring.pop() {
                 Some(Item::Value(event)) => Ok(Some(event)),

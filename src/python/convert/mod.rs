@@ -9,6 +9,7 @@ use bytes::Bytes;
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
+use super::exit;
 use crate::codec::Limits;
 
 pub(crate) use writer::encode_value;
@@ -43,10 +44,11 @@ pub(crate) fn decode_value<'py>(
 #[pyo3(signature = (value, *, max_bytes=None, max_depth=None, max_elements=None))]
 pub(crate) fn encode<'py>(
     value: &Bound<'py, PyAny>,
-    max_bytes: Option<usize>,
-    max_depth: Option<usize>,
-    max_elements: Option<usize>,
+    max_bytes: Option<Limit>,
+    max_depth: Option<Limit>,
+    max_elements: Option<Limit>,
 ) -> PyResult<Bound<'py, PyBytes>> {
+    exit::register_thread();
     writer::encode_to_python(value, &limits(max_bytes, max_depth, max_elements))
 }
 
@@ -66,23 +68,36 @@ pub(crate) fn encode<'py>(
 pub(crate) fn decode<'py>(
     py: Python<'py>,
     data: &[u8],
-    max_bytes: Option<usize>,
-    max_depth: Option<usize>,
-    max_elements: Option<usize>,
+    max_bytes: Option<Limit>,
+    max_depth: Option<Limit>,
+    max_elements: Option<Limit>,
 ) -> PyResult<Bound<'py, PyAny>> {
+    exit::register_thread();
     decode_value(py, data, &limits(max_bytes, max_depth, max_elements))
 }
 
+/// A limit that the caller sets. Reading it may run Python code, before the body of a function does.
+pub(crate) struct Limit(usize);
+
+impl<'py> FromPyObject<'_, 'py> for Limit {
+    type Error = PyErr;
+
+    fn extract(value: Borrowed<'_, 'py, PyAny>) -> PyResult<Self> {
+        exit::register_thread();
+        value.extract().map(Self)
+    }
+}
+
 fn limits(
-    max_bytes: Option<usize>,
-    max_depth: Option<usize>,
-    max_elements: Option<usize>,
+    max_bytes: Option<Limit>,
+    max_depth: Option<Limit>,
+    max_elements: Option<Limit>,
 ) -> Limits {
     let default = Limits::default();
     Limits {
-        max_bytes: max_bytes.unwrap_or(default.max_bytes),
+        max_bytes: max_bytes.map_or(default.max_bytes, |limit| limit.0),
         // Both walkers recurse: deeper nesting than this could exhaust a small thread's stack.
-        max_depth: max_depth.unwrap_or(default.max_depth).min(512),
-        max_elements: max_elements.unwrap_or(default.max_elements),
+        max_depth: max_depth.map_or(default.max_depth, |limit| limit.0).min(512),
+        max_elements: max_elements.map_or(default.max_elements, |limit| limit.0),
     }
 }
