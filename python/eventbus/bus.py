@@ -73,6 +73,9 @@ log = logging.getLogger("eventbus.bus")
 
 # The codec recurses: deeper nesting could exhaust the stack of a small thread.
 _MOST_DEPTH = 512
+# The warnings of servers that this process has logged, by server.
+_TOLD: dict[str, set[str]] = {}
+
 # Seconds between two warnings of the same kind.
 _MALFORMED_EVERY = 60.0
 _OVERFLOWS: tuple[Overflow, ...] = ("drop_oldest", "drop_newest", "close")
@@ -166,6 +169,7 @@ class Bus(CoreBus):
         super().__init__()
         self._delivery = _one_of("delivery", delivery, ("inline", "queued"), ConfigError)
         self._queue_size = _positive("queue_size", queue_size, ConfigError)
+        self._told: set[str] = set()
         self._overflow: Overflow = _one_of("overflow", overflow, _OVERFLOWS, ConfigError)
         self._drain_timeout = seconds(drain_timeout, "drain_timeout")
         if self._drain_timeout < 0 or math.isnan(self._drain_timeout):
@@ -220,12 +224,16 @@ class Bus(CoreBus):
         self._set_live(True)
         self._enter("live")
 
-    def _tell_limits(self) -> None:
-        """Warn when the server is reached, but does not do all that it should."""
+    def _tell_limits(self) -> dict[str, Any]:
+        """Warn, once per process and server, of what the server does not do as it should."""
         server = self._health()
-        if server["state"] == "degraded":
-            for warning in server["warnings"]:
+        # A server that cannot be told from others: once per bus.
+        told = _TOLD.setdefault(server["server_id"], set()) if server["server_id"] else self._told
+        for warning in server["warnings"]:
+            if warning not in told:
+                told.add(warning)
                 log.warning("%s", warning)
+        return server
 
     async def close(self) -> None:
         """Drain with the ``drain_timeout`` of the bus. Idempotent."""
@@ -685,6 +693,7 @@ class Bus(CoreBus):
         _encodable("group", options.group)
         bindings = self._bound("consume", topic, pattern)
         core: CoreConsumer = await self._consume(bindings, options, True)
+        self._tell_limits()
         consumer = Consumer(self, core, call, options)
         self._consumers.add(consumer)
         return consumer
@@ -746,6 +755,7 @@ class Bus(CoreBus):
             _positive("max_length", max_length)
         bindings = self._bound("declare_group", topic, pattern)
         await self._declare_group(_text("group", group), bindings, max_length)
+        self._tell_limits()
 
     async def unbind(
         self, group: str, topic: Topics | None = None, *, pattern: str | None = None
@@ -849,7 +859,7 @@ class Bus(CoreBus):
 
     async def health(self) -> Health:
         """Return ``ok`` (bool), ``state``, ``backend``, ``counters`` and ``warnings`` (list)."""
-        server = self._health()
+        server = self._tell_limits()
         return {
             "ok": self._state == "live" and server["state"] in ("live", "degraded"),
             "state": self._state,

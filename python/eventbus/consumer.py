@@ -369,6 +369,7 @@ class Deliveries:
         self._bus._deliveries.add(self)
         try:
             core = await self._bus._consume(self._bindings, self._options, False)
+            self._bus._tell_limits()
         except BaseException as error:
             if self._core is None:
                 self._bus._deliveries.discard(self)

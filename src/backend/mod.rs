@@ -635,6 +635,8 @@ pub struct Health {
     pub state: ConnectionState,
     /// What the server calls itself, with its version; empty when unknown.
     pub server: String,
+    /// Tells the server from others: the same for all backends that it serves; empty when unknown.
+    pub server_id: String,
     /// What an operator should change, each with the remedy.
     pub warnings: Vec<String>,
     /// The last trouble with a connection; empty when there was none.

@@ -29,7 +29,8 @@ class Fault:
     Attributes:
         at: Seconds since the proxy was made.
         connection: Its number, from 1.
-        what: ``open``, ``end``, ``refuse``, ``hold``, ``cut``, ``rst`` or ``drop_reply``.
+        what: ``open``, ``end``, ``refuse``, ``hold``, ``cut``, ``rst``, ``retarget`` or
+            ``drop_reply``.
         detail: More about it.
     """
 
@@ -149,6 +150,15 @@ class FaultProxy:
             return len(found)
 
         return self._run(cut_all())
+
+    def retarget(self, port: int, host: str = "127.0.0.1") -> None:
+        """Lead new connections to another server; those that are open stay where they are."""
+
+        async def lead() -> None:
+            self._target = (host, port)
+            self._note(0, "retarget", f"{host}:{port}")
+
+        self._run(lead())
 
     def refuse(self) -> None:
         """Close new connections at once."""

@@ -166,3 +166,21 @@ async def test_refused_connections_end_at_once(echo: tuple[Echo, FaultProxy]) ->
 async def test_the_same_seed_drops_the_same(echo: tuple[Echo, FaultProxy]) -> None:
     first = [FaultProxy(1, seed=3)._random.random() for _ in range(3)]
     assert first == [FaultProxy(1, seed=3)._random.random() for _ in range(3)]
+
+
+async def test_new_connections_are_led_to_another_server_and_open_ones_stay(
+    echo: tuple[Echo, FaultProxy],
+) -> None:
+    first, proxy = echo
+    second = Echo()
+    server = await asyncio.start_server(second.serve, "127.0.0.1", 0)
+    before = await opened(proxy)
+    assert await ask(before, b"one\n") == b"one\n"
+    proxy.retarget(server.sockets[0].getsockname()[1])
+    after = await opened(proxy)
+    assert await ask(after, b"two\n") == b"two\n"
+    assert await ask(before, b"three\n") == b"three\n"
+    assert (first.got, second.got) == ([b"one\n", b"three\n"], [b"two\n"])
+    for _, writer in (before, after):
+        writer.close()
+    server.close()

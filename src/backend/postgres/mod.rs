@@ -349,6 +349,7 @@ impl Backend for PostgresBackend {
         Health {
             state: live.state(),
             server: link.server.lock().clone(),
+            server_id: String::new(),
             warnings,
             last_error: link.last_error.lock().clone(),
             reconnects: link.reconnects.load(Ordering::Relaxed),

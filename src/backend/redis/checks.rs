@@ -1,4 +1,4 @@
-//! What an operator should know of the server, looked at when connecting.
+//! What an operator should know of the server: when connecting, and when a group is declared.
 
 use redis::{Cmd, Value, cmd};
 use tokio::time::Instant;
@@ -7,7 +7,7 @@ use super::registry::text;
 use super::session::Session;
 use crate::config::Endpoint;
 
-/// Looks at the server's version, persistence and eviction policy; what it may not ask is said too.
+/// Looks at the server's version and eviction policy; what it may not ask is said too.
 pub(super) async fn look(session: &Session) {
     let mut warnings = Vec::new();
     let server = ask(session, cmd("INFO").arg("server")).await.unwrap_or_default();
@@ -18,18 +18,6 @@ pub(super) async fn look(session: &Session) {
     let known = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
     if version != "unknown" && name == "redis" && known < (6, 2) {
         warnings.push(format!("redis {version} is older than 6.2, the oldest supported version"));
-    }
-    match ask(session, cmd("INFO").arg("persistence")).await {
-        Some(info) => match (field(&info, "aof_enabled"), config(session, "save").await) {
-            (Some("1"), _) => {}
-            (_, Some(save)) if !save.is_empty() => warnings.push(
-                "appendonly is off: a crash loses what came after the last snapshot; set appendonly yes"
-                    .into(),
-            ),
-            _ => warnings
-                .push("appendonly is off: a crash loses every queue; set appendonly yes".into()),
-        },
-        None => warnings.push("persistence unknown: the user may not run INFO".into()),
     }
     match ask(session, cmd("INFO").arg("memory")).await {
         Some(info) => {
@@ -55,6 +43,21 @@ pub(super) async fn look(session: &Session) {
         warnings.push("insecure_skip_verify is on: anybody can pretend to be the server".into());
     }
     session.status.describe(format!("{name} {version}"), warnings);
+}
+
+/// Looks at the server's persistence, which only a bus with groups needs.
+pub(super) async fn look_at_persistence(session: &Session) {
+    let told = match ask(session, cmd("INFO").arg("persistence")).await {
+        Some(info) => match (field(&info, "aof_enabled"), config(session, "save").await) {
+            (Some("1"), _) => return,
+            (_, Some(save)) if !save.is_empty() => {
+                "appendonly is off: a crash loses what came after the last snapshot; set appendonly yes"
+            }
+            _ => "appendonly is off: a crash loses every queue; set appendonly yes",
+        },
+        None => "persistence unknown: the user may not run INFO",
+    };
+    session.status.warn(told);
 }
 
 async fn ask(session: &Session, command: &Cmd) -> Option<String> {

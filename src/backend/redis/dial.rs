@@ -9,6 +9,7 @@ use redis::{
     cmd,
 };
 
+use super::identity::{self, ServerId};
 use crate::config::{Endpoint, RedisConfig, Secret, Topology};
 use crate::error::{Error, Result};
 use crate::net::{self, Stream, Tls};
@@ -28,6 +29,14 @@ pub(super) async fn ask(connection: &mut Connection, command: &Cmd) -> Result<Va
 pub(super) struct Connection {
     pub(super) wire: MultiplexedConnection,
     nudge: Nudge,
+}
+
+/// A connection to the server that holds the bus, where that is, and which server it is.
+#[derive(Clone)]
+pub(super) struct Dialed {
+    pub(super) connection: Connection,
+    pub(super) endpoint: Endpoint,
+    pub(super) server: ServerId,
 }
 
 /// Who to log in as.
@@ -58,12 +67,9 @@ impl Dialer {
     /// Connects to the server that holds the bus, within the connect time-out.
     ///
     /// # Errors
-    /// `Connect` with the address and what went wrong there; of several addresses, the last.
-    pub(super) async fn dial(
-        &self,
-        key: &str,
-        push: Option<Push>,
-    ) -> Result<(Connection, Endpoint)> {
+    /// `Connect` with the address and what went wrong there; of several addresses, the last. A
+    /// replica is refused: what it holds may be old, and it takes no writes.
+    pub(super) async fn dial(&self, key: &str, push: Option<Push>) -> Result<Dialed> {
         let limit = self.config.net.connect_timeout;
         match tokio::time::timeout(limit, self.find(key, push)).await {
             Ok(found) => found,
@@ -75,7 +81,7 @@ impl Dialer {
         }
     }
 
-    async fn find(&self, key: &str, push: Option<Push>) -> Result<(Connection, Endpoint)> {
+    async fn find(&self, key: &str, push: Option<Push>) -> Result<Dialed> {
         let mut problem = Error::Internal { reason: "no address".into() };
         for endpoint in &self.config.endpoints {
             let found = match &self.config.topology {
@@ -88,11 +94,11 @@ impl Dialer {
                 Topology::Cluster => self.owner(endpoint, key).await,
             };
             let connected = match found {
-                Ok(endpoint) => self.open(&endpoint, self.login(), push.clone()).await,
+                Ok(endpoint) => self.open_primary(endpoint, push.clone()).await,
                 Err(error) => Err(error),
             };
             match connected {
-                Ok(connection) => return Ok(connection),
+                Ok(dialed) => return Ok(dialed),
                 Err(error) => problem = error,
             }
         }
@@ -106,6 +112,13 @@ impl Dialer {
             password: net.password.as_ref(),
             db: self.config.db,
         }
+    }
+
+    /// Connects to a server of the bus and asks which one it is.
+    async fn open_primary(&self, endpoint: Endpoint, push: Option<Push>) -> Result<Dialed> {
+        let (mut connection, endpoint) = self.open(&endpoint, self.login(), push).await?;
+        let server = identity::ask_server(&mut connection, &endpoint).await?;
+        Ok(Dialed { connection, endpoint, server })
     }
 
     async fn open(

@@ -10,7 +10,8 @@ use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 
-use super::dial::{Connection, ask, pause, says};
+use super::dial::{Connection, Dialed, ask, pause, says};
+use super::identity::{self, ServerId, Servers};
 use crate::backend::{ConnectionState, Health};
 use crate::error::{Error, Result};
 
@@ -23,12 +24,15 @@ pub(super) struct Status {
     pub(super) malformed: AtomicU64,
     /// Connections that are down at the moment.
     down: Mutex<Vec<&'static str>>,
+    /// The server that all connections have to lead to.
+    servers: Servers,
 }
 
 impl Status {
     pub(super) fn health(&self) -> Health {
         let mut health = self.health.lock().clone();
         health.malformed = self.malformed.load(Ordering::Relaxed);
+        health.server_id = self.servers.current();
         health.state = match (self.down.lock().is_empty(), health.warnings.is_empty()) {
             (false, _) => ConnectionState::Connecting,
             (true, false) => ConnectionState::Degraded,
@@ -46,7 +50,8 @@ impl Status {
     pub(super) fn describe(&self, server: String, warnings: Vec<String>) {
         let mut health = self.health.lock();
         health.server = server;
-        health.warnings.extend(warnings);
+        drop(health);
+        warnings.iter().for_each(|warning| self.warn(warning));
     }
 
     /// Remembers what an operator should know, once.
@@ -81,6 +86,7 @@ impl Status {
 struct Live {
     connection: Connection,
     number: u64,
+    server: ServerId,
 }
 
 /// How a command ended without an answer of use.
@@ -96,6 +102,15 @@ pub(super) enum Trouble {
     Away,
     /// The server refuses it; nothing was done.
     Refused(Error),
+}
+
+/// Why a connection is not in use any more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Lost {
+    /// It broke.
+    Broken,
+    /// The address leads to another server now.
+    Moved,
 }
 
 /// One supervised connection.
@@ -139,11 +154,20 @@ impl Link {
     }
 
     /// Puts a connection that is ready into use.
-    pub(super) fn put(&self, connection: Connection, endpoint: String) {
+    ///
+    /// When it leads to another server than the other connections of the bus, these are given up
+    /// and made again: a listener at the old server would hear nothing of what is published at the
+    /// new one.
+    pub(super) fn put(&self, dialed: Dialed) {
+        let Dialed { connection, endpoint, server } = dialed;
         let number = self.made.fetch_add(1, Ordering::Relaxed) + 1;
-        *self.endpoint.lock() = endpoint;
+        *self.endpoint.lock() = endpoint.to_string();
         self.status.found(self.name, number > 1);
-        self.live.send_replace(Some(Live { connection, number }));
+        if !server.is_known() {
+            self.status.warn(identity::UNKNOWN);
+        }
+        self.live.send_replace(Some(Live { connection, number, server: server.clone() }));
+        self.status.servers.newest(server);
     }
 
     /// Returns the connection in use, waiting for one until the deadline.
@@ -164,7 +188,7 @@ impl Link {
 
     /// Sends a command once.
     pub(super) async fn send(&self, command: &Cmd, deadline: Instant) -> Result<Value, Trouble> {
-        let Live { mut connection, number } = self.live(deadline).await?;
+        let Live { mut connection, number, .. } = self.live(deadline).await?;
         self.answer(ask(&mut connection, command), number, deadline).await
     }
 
@@ -197,7 +221,7 @@ impl Link {
         patterns: bool,
         deadline: Instant,
     ) -> Result<(), Trouble> {
-        let Live { mut connection, number } = self.live(deadline).await?;
+        let Live { mut connection, number, .. } = self.live(deadline).await?;
         self.answer(subscribe(&mut connection, names, patterns), number, deadline).await
     }
 
@@ -289,40 +313,57 @@ impl Link {
         }
     }
 
-    /// Proves the connection alive until it is not, or was said to be broken.
-    pub(super) async fn watch(&self, every: Duration) {
+    /// Proves the connection alive until it is not, or was said to be broken, or another connection
+    /// of the bus was made to another server.
+    pub(super) async fn watch(&self, every: Duration) -> Lost {
+        let mut servers = self.status.servers.watch();
         loop {
-            tokio::select! {
-                // May be news of an older connection: the ping tells.
-                () = self.broken.notified() => {}
-                () = tokio::time::sleep(every) => {}
-            }
-            let live = self.live.borrow().clone();
-            let Some(Live { mut connection, .. }) = live else { return };
-            let ping = cmd("PING");
-            let problem = match timeout(every, ask(&mut connection, &ping)).await {
-                Ok(Ok(_)) => continue,
-                Ok(Err(error)) => says(&error),
-                Err(_) => format!("no heartbeat within {every:?}"),
+            let server = self.live.borrow().as_ref().map(|live| live.server.clone());
+            let Some(server) = server else { return Lost::Broken };
+            let (problem, lost) = tokio::select! {
+                newest = servers.other_than(&server) => (newest, Lost::Moved),
+                problem = self.fails(every) => (problem, Lost::Broken),
             };
-            self.status.lost(self.name, &problem);
-            self.live.send_replace(None);
-            return;
+            if let Some(problem) = problem {
+                self.status.lost(self.name, &problem);
+                self.live.send_replace(None);
+                return lost;
+            }
+        }
+    }
+
+    /// Waits until the connection has to be proven alive; returns what is wrong with it.
+    async fn fails(&self, every: Duration) -> Option<String> {
+        tokio::select! {
+            // May be news of an older connection: the ping tells.
+            () = self.broken.notified() => {}
+            () = tokio::time::sleep(every) => {}
+        }
+        let live = self.live.borrow().clone();
+        let Live { mut connection, .. } = live?;
+        let ping = cmd("PING");
+        match timeout(every, ask(&mut connection, &ping)).await {
+            Ok(Ok(_)) => None,
+            Ok(Err(error)) => Some(says(&error)),
+            Err(_) => Some(format!("no heartbeat within {every:?}")),
         }
     }
 
     /// Runs `make` until it gives a connection that is ready for use, and puts it into use.
-    pub(super) async fn renew<F>(&self, mut make: impl FnMut() -> F)
+    ///
+    /// The first attempt is made at once, except after a move: an address that leads to one of
+    /// several servers in turn must not make the connections chase each other without a pause.
+    pub(super) async fn renew<F>(&self, lost: Lost, mut make: impl FnMut() -> F)
     where
-        F: Future<Output = Result<(Connection, String)>>,
+        F: Future<Output = Result<Dialed>>,
     {
         let since = Instant::now();
-        let mut attempt = 0;
+        let mut attempt = u32::from(lost == Lost::Moved);
         loop {
             let wait = pause(attempt, since.elapsed(), rand::random());
             tokio::time::sleep(wait).await;
             match make().await {
-                Ok((connection, endpoint)) => return self.put(connection, endpoint),
+                Ok(dialed) => return self.put(dialed),
                 Err(error) => self.status.lost(self.name, &error.to_string()),
             }
             attempt += 1;
@@ -339,12 +380,12 @@ pub(super) async fn keep<F>(
     mut make: impl FnMut() -> F,
     found: impl Fn(),
 ) where
-    F: Future<Output = Result<(Connection, String)>>,
+    F: Future<Output = Result<Dialed>>,
 {
     loop {
-        link.watch(heartbeat).await;
+        let why = link.watch(heartbeat).await;
         lost();
-        link.renew(&mut make).await;
+        link.renew(why, &mut make).await;
         found();
     }
 }

@@ -4,7 +4,8 @@
 //! connections per process, whatever the number of subscriptions and consumers: commands, which are
 //! pipelined, and pub/sub, which also carries the wake-ups of waiting claims.
 //!
-//! - `dial`: makes a connection; `link`: keeps one; `session`: everything between connect and close
+//! - `dial`: makes a connection; `link`: keeps one; `identity`: which server they lead to;
+//!   `session`: everything between connect and close
 //! - `lanes`, `batch`: commits; `registry`: the bindings that targets are computed with
 //! - `claim`, `waits`: claims and who waits for one; `operate`: groups and operators
 //! - `listen`: broadcasts; `hole`: when a gap is told; `kept`: those kept for replay; `message`: the
@@ -18,6 +19,7 @@ mod claim;
 mod dead_reason;
 mod dial;
 mod hole;
+mod identity;
 mod kept;
 mod lanes;
 mod link;

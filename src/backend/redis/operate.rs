@@ -1,6 +1,7 @@
 //! Groups, and what operators see and do.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use redis::{Cmd, Value};
@@ -8,7 +9,7 @@ use redis::{Cmd, Value};
 use super::message::{self, HEAD};
 use super::registry::{read_binding, text, write_binding};
 use super::session::Session;
-use super::{dead_reason, scripts};
+use super::{checks, dead_reason, scripts};
 use crate::backend::{
     DeadLetter, GroupSpec, GroupStats, Inspection, MessageAction, MessageId, MessageInfo,
     MessageState, Record,
@@ -85,7 +86,11 @@ impl Session {
             }
         })
         .await?;
-        self.refresh().await
+        self.refresh().await?;
+        if !self.knows_persistence.swap(true, Ordering::Relaxed) {
+            checks::look_at_persistence(self).await;
+        }
+        Ok(())
     }
 
     pub(super) async fn unbind(&self, group: &str, bindings: &[Binding]) -> Result<u64> {

@@ -11,7 +11,7 @@ use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use super::dial::{Connection, Dialer, Push, within};
+use super::dial::{Dialed, Dialer, Push, within};
 use super::hole::Hole;
 use super::link::{self, Link, Status, Trouble};
 use super::listen::{Needed, Subscriptions};
@@ -144,8 +144,7 @@ impl RedisClient {
             tasks: Tasks::new(Handle::current()),
         });
         let (commands, pushes) = (Arc::clone(&open.commands), Arc::clone(&open.pushes));
-        let (connection, endpoint) = self.dialer.dial("", None).await?;
-        commands.put(connection, endpoint.to_string());
+        commands.put(self.dialer.dial("", None).await?);
         let dialer = Arc::clone(&self.dialer);
         let every = self.config.net.heartbeat;
         open.tasks.spawn(link::keep(
@@ -154,10 +153,7 @@ impl RedisClient {
             || {},
             move || {
                 let dialer = Arc::clone(&dialer);
-                async move {
-                    let (connection, endpoint) = dialer.dial("", None).await?;
-                    Ok((connection, endpoint.to_string()))
-                }
+                async move { dialer.dial("", None).await }
             },
             || {},
         ));
@@ -170,8 +166,7 @@ impl RedisClient {
             hole: Arc::default(),
             limit: self.config.net.connect_timeout,
         };
-        let (connection, endpoint) = listening.connection().await?;
-        pushes.put(connection, endpoint);
+        pushes.put(listening.connection().await?);
         let hole = Arc::clone(&listening.hole);
         let listening = Arc::new(listening);
         let make = move || {
@@ -298,7 +293,7 @@ struct Listening {
 }
 
 impl Listening {
-    async fn connection(&self) -> Result<(Connection, String)> {
+    async fn connection(&self) -> Result<Dialed> {
         let (feeds, pushes) = (Arc::clone(&self.feeds), Arc::clone(&self.pushes));
         let (filters, hole) = (Arc::clone(&self.filters), Arc::clone(&self.hole));
         let push: Push = Arc::new(move |info: PushInfo| -> Result<(), SendError> {
@@ -308,12 +303,12 @@ impl Listening {
             take(&feeds, &pushes, &filters, info);
             Ok(())
         });
-        let (mut connection, endpoint) = self.dialer.dial("", Some(push)).await?;
+        let mut dialed = self.dialer.dial("", Some(push)).await?;
         let (names, _) = self.subscriptions.all();
         self.hole.expect(names.len());
-        let ready = link::subscribe(&mut connection, &names, false);
-        within(self.limit, &endpoint, ready).await?;
-        Ok((connection, endpoint.to_string()))
+        let ready = link::subscribe(&mut dialed.connection, &names, false);
+        within(self.limit, &dialed.endpoint, ready).await?;
+        Ok(dialed)
     }
 }
 

@@ -1,6 +1,7 @@
 //! One period between connect and close: the connections, the lanes and the tasks that keep them.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use ahash::AHashMap;
@@ -11,7 +12,7 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::batch::Channels;
-use super::dial::{Connection, Dialer, Push, ask, within};
+use super::dial::{Dialed, Dialer, Push, ask, within};
 use super::lanes::{Context, Lane, load};
 use super::link::{self, Link, Status, Trouble};
 use super::listen::{Names, Needed, Receiver, Subscriptions};
@@ -47,6 +48,8 @@ pub(super) struct Session {
     /// Places taken by claims that found nothing, with the time to look again.
     pub(super) armed: Mutex<Armed>,
     pub(super) slots: claim::Slots,
+    /// Whether it was looked whether the server keeps what is queued.
+    pub(super) knows_persistence: AtomicBool,
     pub(super) tasks: Tasks,
 }
 
@@ -66,7 +69,8 @@ impl Session {
         let commands = Arc::new(Link::new("command connection", Arc::clone(&status)));
         let pushes = Arc::new(Link::new("pub/sub connection", Arc::clone(&status)));
         let names = Names {
-            native: format!("{prefix}b:"),
+            // Channels know no databases: what they are called has to tell them apart.
+            native: format!("{prefix}b{}:", config.db),
             dataknobs: format!("{}:", config.channel_prefix),
             wake: format!("{prefix}wake:{process}"),
         };
@@ -108,13 +112,12 @@ impl Session {
             waits,
             armed: Mutex::default(),
             slots: claim::Slots::default(),
+            knows_persistence: AtomicBool::new(false),
             tasks,
         });
         let maker = Maker::of(&session, dialer);
-        let (connection, endpoint) = maker.command_connection().await?;
-        session.commands.put(connection, endpoint);
-        let (connection, endpoint) = maker.push_connection().await?;
-        session.pushes.put(connection, endpoint);
+        session.commands.put(maker.command_connection().await?);
+        session.pushes.put(maker.push_connection().await?);
         let deadline = Instant::now() + session.config.net.op_timeout;
         if let Err(trouble) = session.context.refresh(deadline).await {
             return Err(session.failed("connect", trouble));
@@ -254,12 +257,13 @@ impl Maker {
     }
 
     /// Connects and makes the server know the scripts and the limits.
-    async fn command_connection(&self) -> Result<(Connection, String)> {
-        let (mut connection, endpoint) = self.dialer.dial(&self.prefix, None).await?;
+    async fn command_connection(&self) -> Result<Dialed> {
+        let mut dialed = self.dialer.dial(&self.prefix, None).await?;
+        let (connection, endpoint) = (&mut dialed.connection, &dialed.endpoint);
         let limit = self.config.net.connect_timeout;
         let ready = async {
             for script in scripts::all() {
-                ask(&mut connection, &script.load()).await?;
+                ask(connection, &script.load()).await?;
             }
             let mut configure = cmd("HSET");
             configure
@@ -270,9 +274,9 @@ impl Maker {
                 .arg(self.config.max_dead)
                 .arg("max_tombstones")
                 .arg(self.config.max_tombstones);
-            let configured = ask(&mut connection, &configure).await;
+            let configured = ask(connection, &configure).await;
             let configured = match kept::configure(&self.config, &self.prefix) {
-                Some(keep) if configured.is_ok() => ask(&mut connection, &keep).await,
+                Some(keep) if configured.is_ok() => ask(connection, &keep).await,
                 _ => configured,
             };
             match configured {
@@ -281,26 +285,27 @@ impl Maker {
                 other => other.map(drop),
             }
         };
-        within(limit, &endpoint, ready).await?;
-        Ok((connection, endpoint.to_string()))
+        within(limit, endpoint, ready).await?;
+        Ok(dialed)
     }
 
     /// Connects and subscribes to everything that is wanted.
-    async fn push_connection(&self) -> Result<(Connection, String)> {
+    async fn push_connection(&self) -> Result<Dialed> {
         let receiver = Arc::clone(&self.receiver);
         let push: Push = Arc::new(move |info| -> Result<(), redis::aio::SendError> {
             receiver.take(info);
             Ok(())
         });
-        let (mut connection, endpoint) = self.dialer.dial(&self.prefix, Some(push)).await?;
+        let mut dialed = self.dialer.dial(&self.prefix, Some(push)).await?;
+        let (connection, endpoint) = (&mut dialed.connection, &dialed.endpoint);
         let limit = self.config.net.connect_timeout;
         let (mut names, patterns) = self.subscriptions.all();
         names.push(self.receiver.names.wake.clone().into_bytes());
         self.receiver.hole.expect(names.len() + patterns.len());
         let ready = async {
-            let mut subscribed = link::subscribe(&mut connection, &names, false).await;
+            let mut subscribed = link::subscribe(connection, &names, false).await;
             if subscribed.is_ok() {
-                subscribed = link::subscribe(&mut connection, &patterns, true).await;
+                subscribed = link::subscribe(connection, &patterns, true).await;
             }
             match subscribed {
                 // Who only publishes needs no wake-ups.
@@ -316,8 +321,8 @@ impl Maker {
                 other => other,
             }
         };
-        within(limit, &endpoint, ready).await?;
-        Ok((connection, endpoint.to_string()))
+        within(limit, endpoint, ready).await?;
+        Ok(dialed)
     }
 }
 
