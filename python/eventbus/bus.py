@@ -25,6 +25,7 @@ from typing import (
 )
 
 from eventbus import dispatch, joined
+from eventbus._asyncio import calling_task
 from eventbus._eventbus import CoreBus
 from eventbus.config import (
     ConsumeOptions,
@@ -242,7 +243,8 @@ class Bus(CoreBus):
     async def drain(self, timeout: Seconds | None = None) -> None:
         """Flush, stop intake, finish what runs, release what waits, close. Idempotent.
 
-        Called inside a handler it does not wait for that handler.
+        Called inside a handler, directly or in a task that the handler started, it does not wait
+        for that handler and does not cancel it.
 
         Args:
             timeout: Seconds or a timedelta for handlers that run; ``drain_timeout`` by default.
@@ -264,7 +266,7 @@ class Bus(CoreBus):
             self._outbox.fail_waiting(BusClosedError("the bus was closed before it was published"))
         except Exception:
             log.exception("buffered publishes failed while draining")
-        caller = asyncio.current_task()
+        caller = calling_task()
         around = [consumer for consumer in self._consumers if consumer.runs_in(caller)]
         await self._stop_consumers(limit, caller)
         for deliveries in list(self._deliveries):
@@ -279,7 +281,7 @@ class Bus(CoreBus):
                         await self._heard()
         for stream in list(self._streams):
             stream._stop()
-        await self._drain_receivers(deadline)
+        await self._drain_receivers(deadline, caller)
         self._drop_subscriptions()
         self._set_live(False)
         if not self._in_process:
@@ -306,16 +308,15 @@ class Bus(CoreBus):
         finally:
             await self._disconnect()
 
-    async def _drain_receivers(self, deadline: float) -> None:
+    async def _drain_receivers(self, deadline: float, caller: asyncio.Task[Any] | None) -> None:
         """Let queued subscriptions handle what is buffered, until the deadline."""
-        current = asyncio.current_task()
         loop = asyncio.get_running_loop()
         for receiver in self._receivers.values():
             receiver.stop()
         own = [
             receiver.task
             for receiver in self._receivers.values()
-            if receiver.task.get_loop() is loop and receiver.task is not current
+            if receiver.task.get_loop() is loop and receiver.task is not caller
         ]
         if not own:
             return

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
-from eventbus._asyncio import is_own_cancellation
+from eventbus._asyncio import HandlerPlace, calling_task, is_own_cancellation
 from eventbus._eventbus import Runner
 from eventbus.batches import BatchWorker
 from eventbus.delivery import Delivery, _current, describe_error
@@ -81,23 +81,29 @@ class Consumer:
         create = self._loop.create_task
         self._workers: dict[asyncio.Task[None], Runner | None] = {}
         if options.batch is not None:
-            self._batches = BatchWorker(self, options.batch)
-            self._workers[create(self._batches.work(), name=f"eventbus-{self.group}")] = None
+            place = HandlerPlace(self._context)
+            self._context = place.context
+            batches = self._batches = BatchWorker(self, options.batch)
+            task = create(batches.work(), name=f"eventbus-{self.group}")
+            self._workers[task] = None
+            place.runs_in(task, lambda: bool(batches.in_hand))
         else:
             call, whole = self._calling(handler)
             for number in range(options.concurrency):
+                place = HandlerPlace(self._context)
                 runner = Runner(
                     bus,
                     core,
                     call,
                     whole,
-                    self._context,
+                    place.context,
                     _current,
                     self._nudge_once,
                     self._late,
                 )
                 task = create(self._work(runner), name=f"eventbus-{self.group}-{number}")
                 self._workers[task] = runner
+                place.runs_in(task, _handling(runner))
         for task in self._workers:
             # The task holds its runner and the runner this consumer: it must not be kept for ever.
             task.add_done_callback(self._forget)
@@ -292,7 +298,7 @@ class Consumer:
             timeout: Seconds for running handlers; then they are cancelled and their deliveries
                 released without counting an attempt. ``None`` waits for them.
         """
-        await self._stop(timeout, asyncio.current_task())
+        await self._stop(timeout, calling_task())
 
     async def _stop(self, timeout: float | None, current: asyncio.Task[Any] | None) -> None:
         """Stop for a caller, who is not waited for: it may be one of the handlers."""
@@ -450,6 +456,19 @@ class Deliveries:
         self._bus._deliveries.discard(self)
         if self._core is not None:
             await self._core.stop()
+
+
+def _handling(runner: Runner) -> Callable[[], bool]:
+    """Return what tells whether the runner is inside a handler, when asked outside of its task."""
+
+    def is_handling() -> bool:
+        try:
+            return runner.token is not None
+        except RuntimeError:
+            # Asked by another thread in the middle of a step.
+            return True
+
+    return is_handling
 
 
 def _limited(call: Callable[[Any], Any], limit: float) -> Callable[[Any], Any]:

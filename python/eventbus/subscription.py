@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Protocol
 
-from eventbus._asyncio import is_own_cancellation, report_failure
+from eventbus._asyncio import HandlerPlace, is_own_cancellation, report_failure
 from eventbus._eventbus import Invoke
 from eventbus.types import Event, Gap
 
@@ -89,11 +89,13 @@ class QueuedReceiver:
         self._id = subscription_id
         self._handler = handler
         self._on_gap = on_gap
-        self._context = contextvars.copy_context()
+        place = HandlerPlace(contextvars.copy_context())
+        self._context = place.context
         self._loop = asyncio.get_running_loop()
         self.busy = False
         self.task = self._loop.create_task(self._serve(), name=f"eventbus-sub-{subscription_id}")
         self.task.add_done_callback(report_failure)
+        place.runs_in(self.task, lambda: self.busy)
 
     @property
     def idle(self) -> bool:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Coroutine
 from typing import Any
 
 import pytest
 
 from conformance.conftest import MakeBus
 from conformance.support import WITHIN, figures, figures_become
-from eventbus import Bus, BusClosedError, Event, NotConnectedError
-from eventbus.testing import Recorder
+from eventbus import Bus, BusClosedError, Consumer, Event, NotConnectedError
+from eventbus.testing import Recorder, eventually
 
 CALLS: dict[str, Any] = {
     "publish": lambda bus: bus.publish("t", 1),
@@ -192,3 +193,116 @@ async def test_a_close_waits_for_what_is_being_published(
         await bus.close()
         await asyncio.gather(*publishing)
     assert (await figures(other, group))["ready"] == 200
+
+
+async def _through_wait_for(close: Awaitable[None]) -> None:
+    await asyncio.wait_for(close, WITHIN)
+
+
+async def _through_a_task(close: Coroutine[Any, Any, None]) -> None:
+    await asyncio.create_task(close)
+
+
+async def _through_a_group(close: Coroutine[Any, Any, None]) -> None:
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(close)
+
+
+WAYS = {
+    "wait_for": _through_wait_for,
+    "a task": _through_a_task,
+    "a group of tasks": _through_a_group,
+    "gather": asyncio.gather,
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_a_subscriber_that_closes_through_another_task_ends_and_is_not_waited_for(
+    bus: Bus, topic: str, way: str
+) -> None:
+    ends: list[str] = []
+
+    async def handle(event: Event) -> None:
+        try:
+            await WAYS[way](bus.close())
+            await asyncio.sleep(0)
+            ends.append("returned")
+        except BaseException as error:
+            ends.append(type(error).__name__)
+            raise
+
+    await bus.subscribe(topic, handle, delivery="queued")
+    await bus.publish(topic, 1)
+    # `close` would wait for the handler, up to 25 seconds, and then cancel it.
+    await eventually(lambda: ends, WITHIN / 2)
+    assert ends == ["returned"]
+    assert bus.state == "closed"
+
+
+@pytest.mark.parametrize("batch", [None, 2])
+@pytest.mark.parametrize("way", WAYS)
+async def test_a_consumer_that_closes_through_another_task_ends_and_is_acknowledged(
+    make_bus: MakeBus, topic: str, group: str, way: str, batch: int | None
+) -> None:
+    bus, other = await make_bus(), await make_bus()
+    ends: list[str] = []
+
+    async def handle(event: Event | list[Event]) -> None:
+        try:
+            await WAYS[way](bus.close())
+            await asyncio.sleep(0)
+            ends.append("returned")
+        except BaseException as error:
+            ends.append(type(error).__name__)
+            raise
+
+    await bus.consume(topic, handle, group=group, batch=batch)
+    await bus.publish(topic, 1)
+    await eventually(lambda: ends, WITHIN / 2)
+    assert ends == ["returned"]
+    await figures_become(other, group, acked=1, in_flight=0, ready=0)
+
+
+async def test_a_handler_that_stops_its_consumer_through_wait_for_ends(
+    bus: Bus, topic: str, group: str
+) -> None:
+    ends: list[str] = []
+    consumers: list[Consumer] = []
+
+    async def handle(event: Event) -> None:
+        await asyncio.wait_for(consumers[0].stop(), WITHIN)
+        ends.append("returned")
+
+    consumers.append(await bus.consume(topic, handle, group=group))
+    await bus.publish(topic, 1)
+    await eventually(lambda: ends, WITHIN / 2)
+    await figures_become(bus, group, acked=1, in_flight=0, ready=0)
+
+
+async def test_a_task_that_an_ended_handler_left_behind_waits_for_running_handlers(
+    bus: Bus, topic: str
+) -> None:
+    go, closing = asyncio.Event(), asyncio.Event()
+    tasks: list[asyncio.Task[None]] = []
+    seen: list[int] = []
+
+    async def close_later() -> None:
+        await go.wait()
+        closing.set()
+        await bus.close()
+
+    async def starts(event: Event) -> None:
+        tasks.append(asyncio.create_task(close_later()))
+
+    async def slow(event: Event) -> None:
+        go.set()
+        await closing.wait()
+        await asyncio.sleep(0.05)
+        seen.append(event.payload)
+
+    await bus.subscribe(topic, starts, delivery="queued")
+    await bus.subscribe(topic, slow, delivery="queued")
+    await bus.publish(topic, 1)
+    await eventually(lambda: tasks, WITHIN)
+    await asyncio.wait_for(tasks[0], WITHIN)
+    assert seen == [1]
