@@ -165,7 +165,8 @@ class Event:
 class Publish(Coroutine[Any, Any, None]):
     """What ``publish``, ``publish_many`` and ``Transaction.commit`` return: a coroutine to asyncio.
 
-    Nothing happens before it is awaited or made a task, also no argument is checked.
+    Nothing happens before it is awaited or made a task, also no argument is checked; one that is
+    dropped before that warns that it was never awaited.
     """
 
     def __await__(self) -> Generator[Any, Any]: ...

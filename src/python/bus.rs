@@ -18,7 +18,7 @@ use super::exit;
 use super::hub::{Hub, Receiver, Route, Subscriber};
 use super::mailbox::{self, Pending};
 use super::options::{self, PublishOptions};
-use super::publish::{Broadcast, Prepared, Publish};
+use super::publish::{Broadcast, Prepared, Publish, method_name};
 use super::runtime::{self, Origin};
 use super::stream::CoreSubscription;
 use crate::backend::{Backend, Due, EventKey, ListenRequest, MessageAction, Op, Transaction};
@@ -476,7 +476,8 @@ impl CoreBus {
         if let Some(connection) = connection {
             let options = options::RawOptions::to_dict(py, given)?;
             let name = intern!(py, "_publish_joined");
-            return slf.call_method1(name, (connection, topic, event, options));
+            let joined = slf.call_method1(name, (connection, topic, event, options))?;
+            return named(&slf, joined, "publish");
         }
         let (topic, event) = (topic.unbind(), event.unbind());
         if given.iter().all(Option::is_none) {
@@ -485,6 +486,7 @@ impl CoreBus {
         let raw = options::RawOptions::from_values(given);
         let publish = Publish::prepare(
             slf.unbind(),
+            "publish",
             Box::new(move |py, bus| {
                 let options = raw.parse(py)?;
                 let mut prepared = Prepared::default();
@@ -521,10 +523,12 @@ impl CoreBus {
         let py = slf.py();
         if let Some(connection) = connection {
             let name = intern!(py, "_publish_many_joined");
-            return slf.call_method1(name, (connection, items));
+            let joined = slf.call_method1(name, (connection, items))?;
+            return named(&slf, joined, "publish_many");
         }
         let publish = Publish::prepare(
             slf.unbind(),
+            "publish_many",
             Box::new(move |py, bus| {
                 let mut prepared = Prepared::default();
                 for item in items.bind(py).try_iter()? {
@@ -848,6 +852,16 @@ impl Drop for CoreBus {
             shared.bus.tasks().abort();
         }
     }
+}
+
+/// Names a coroutine after the method that was called, for whoever forgets to await it.
+fn named<'py>(
+    bus: &Bound<'py, CoreBus>,
+    coroutine: Bound<'py, PyAny>,
+    method: &str,
+) -> PyResult<Bound<'py, PyAny>> {
+    coroutine.setattr(intern!(bus.py(), "__qualname__"), method_name(bus, method)?)?;
+    Ok(coroutine)
 }
 
 /// Reads the options of a backend.

@@ -19,11 +19,13 @@ use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyType, PyWeakrefMethods, PyWeakrefReference};
 
-use super::{exit, runtime};
+use super::{exit, never_awaited, runtime};
 use crate::error::Error;
 
 /// What a finished Rust future hands to Python, made while attached.
 pub(crate) type Finish = Box<dyn for<'py> FnOnce(Python<'py>) -> PyResult<Py<PyAny>> + Send>;
+/// Makes the future of an awaitable.
+type Start = Box<dyn for<'py> FnOnce(Python<'py>) -> PyResult<Work> + Send + Sync>;
 /// A Rust future as the bridge runs it.
 pub(crate) type Work = Pin<Box<dyn Future<Output = Finish> + Send>>;
 
@@ -281,8 +283,12 @@ pub(crate) struct Pending {
 }
 
 enum Progress {
-    /// Made by the first `send`, so that arguments are checked and work starts there.
-    New(Box<dyn for<'py> FnOnce(Python<'py>) -> PyResult<Work> + Send + Sync>),
+    New {
+        /// Called by the first `send`, so that arguments are checked and work starts there.
+        start: Start,
+        /// What it is called when it is never awaited.
+        name: &'static str,
+    },
     Waiting {
         work: SyncWork,
         parking: Option<Parking>,
@@ -299,7 +305,15 @@ impl Pending {
         start: impl for<'py> FnOnce(Python<'py>) -> PyResult<Work> + Send + Sync + 'static,
     ) -> Self {
         exit::register_thread();
-        Self { state: Progress::New(Box::new(start)) }
+        Self { state: Progress::New { start: Box::new(start), name: "Pending" } }
+    }
+
+    /// Names the method that returned it, for whoever forgets to await it.
+    pub(crate) fn named(mut self, method: &'static str) -> Self {
+        if let Progress::New { name, .. } = &mut self.state {
+            *name = method;
+        }
+        self
     }
 
     /// Wraps a future that ends with nothing; it starts at the first `send`.
@@ -325,6 +339,14 @@ impl Pending {
     }
 }
 
+impl Drop for Pending {
+    fn drop(&mut self) {
+        if let Progress::New { name, .. } = self.state {
+            never_awaited::warn(|_py| Ok(name.to_owned()));
+        }
+    }
+}
+
 #[pymethods]
 impl Pending {
     fn __await__(slf: Py<Self>) -> Py<Self> {
@@ -337,8 +359,9 @@ impl Pending {
 
     fn __next__(&mut self, py: Python<'_>) -> PyResult<Option<Py<PyAny>>> {
         let _inside = exit::enter(py);
-        if let Progress::New(_) = self.state {
-            let Progress::New(start) = std::mem::replace(&mut self.state, Progress::Done) else {
+        if let Progress::New { .. } = self.state {
+            let Progress::New { start, .. } = std::mem::replace(&mut self.state, Progress::Done)
+            else {
                 return Ok(None);
             };
             self.state =

@@ -26,5 +26,6 @@ pub(crate) fn migrate(
             let found = (done.found, done.known, done.statements);
             Ok(found.into_pyobject(py)?.into_any().unbind())
         }))
-    }))
+    })
+    .named("migrate"))
 }

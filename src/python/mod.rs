@@ -11,6 +11,7 @@ mod invoke;
 mod lazy;
 mod mailbox;
 mod migration;
+mod never_awaited;
 mod options;
 mod publish;
 mod redis_client;

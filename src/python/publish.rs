@@ -13,6 +13,7 @@ use super::exit;
 use super::hub::{Receiver, Route, Subscriber};
 use super::invoke::{self, Stepped};
 use super::mailbox::{self, Parking, thrown};
+use super::never_awaited;
 use crate::backend::{Accepted, Committed, Op, Transaction};
 use crate::error::Result;
 use crate::ring::Pushed;
@@ -53,8 +54,8 @@ enum State {
         topic: Py<PyAny>,
         event: Py<PyAny>,
     },
-    /// Anything else.
-    Prepare(Prepare),
+    /// Anything else, and the name of the method that it came from.
+    Prepare(Prepare, &'static str),
     Committing(Box<Committing>),
     Calling(Calling),
     Done,
@@ -91,9 +92,10 @@ impl Publish {
         Self { bus, state: State::One { topic, event } }
     }
 
-    pub(crate) fn prepare(bus: Py<CoreBus>, prepare: Prepare) -> Self {
+    /// `method` names it when it is never awaited.
+    pub(crate) fn prepare(bus: Py<CoreBus>, method: &'static str, prepare: Prepare) -> Self {
         exit::register_thread();
-        Self { bus, state: State::Prepare(prepare) }
+        Self { bus, state: State::Prepare(prepare, method) }
     }
 
     fn start(&mut self, py: Python<'_>) -> PyResult<Option<Py<PyAny>>> {
@@ -119,7 +121,7 @@ impl Publish {
                 }
                 Ok(waiter)
             }
-            State::Prepare(prepare) => {
+            State::Prepare(prepare, _) => {
                 bus.get().ready(bus, "publish")?;
                 let prepared = prepare(py, bus)?;
                 self.begin(py, prepared)?;
@@ -224,6 +226,22 @@ impl Publish {
         }
         result
     }
+}
+
+impl Drop for Publish {
+    fn drop(&mut self) {
+        let method = match self.state {
+            State::One { .. } => "publish",
+            State::Prepare(_, method) => method,
+            State::Committing(_) | State::Calling(_) | State::Done => return,
+        };
+        never_awaited::warn(|py| method_name(self.bus.bind(py), method));
+    }
+}
+
+/// Returns the name of a method as its bus is known by.
+pub(crate) fn method_name(bus: &Bound<'_, CoreBus>, method: &str) -> PyResult<String> {
+    Ok(format!("{}.{method}", bus.get_type().qualname()?))
 }
 
 impl Calling {
@@ -404,7 +422,7 @@ impl Publish {
             State::Done => {
                 return Err(PyRuntimeError::new_err("cannot reuse already awaited coroutine"));
             }
-            State::One { .. } | State::Prepare(_) => {
+            State::One { .. } | State::Prepare(..) => {
                 if let Some(waiter) = self.start(py)? {
                     return Ok(Some(waiter));
                 }

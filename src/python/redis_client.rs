@@ -68,7 +68,7 @@ impl RedisClient {
         self.origin.check()?;
         runtime::runtime()?;
         let client = Arc::clone(&self.client);
-        Ok(Pending::nothing(async move { client.connect().await }))
+        Ok(Pending::nothing(async move { client.connect().await }).named("RedisClient.connect"))
     }
 
     /// Runs one command.
@@ -78,7 +78,8 @@ impl RedisClient {
         let (client, args) = (Arc::clone(&self.client), arguments(args)?);
         Ok(Pending::new(move |_py| {
             Ok(Pending::run(async move { client.command(&args).await }, to_py))
-        }))
+        })
+        .named("RedisClient.command"))
     }
 
     /// Runs a Lua script, by its digest after the first time.
@@ -94,7 +95,8 @@ impl RedisClient {
         Ok(Pending::new(move |_py| {
             let run = async move { client.script(&text, &keys, &args).await };
             Ok(Pending::run(run, to_py))
-        }))
+        })
+        .named("RedisClient.script"))
     }
 
     /// Subscribes to a channel; returns once the server confirmed it.
@@ -108,7 +110,8 @@ impl RedisClient {
                 let listener = Mutex::new(Some(listener));
                 Ok(Py::new(py, RedisSubscription { ring, listener, origin })?.into_any())
             }))
-        }))
+        })
+        .named("RedisClient.subscribe"))
     }
 
     /// Drops what comes on a channel with another first entry.
@@ -125,7 +128,8 @@ impl RedisClient {
         Ok(Pending::nothing(async move {
             client.close().await;
             Ok(())
-        }))
+        })
+        .named("RedisClient.close"))
     }
 }
 
@@ -161,7 +165,8 @@ impl RedisSubscription {
                 Some(Item::Gap(_)) => Ok(py.None()),
                 None => Err(PyStopAsyncIteration::new_err(())),
             }))
-        }))
+        })
+        .named("RedisSubscription.__anext__"))
     }
 
     /// Ends it; what is buffered is dropped.
@@ -170,6 +175,6 @@ impl RedisSubscription {
         drop(self.ring.drain());
         let listener = self.listener.lock().take();
         drop(listener);
-        Pending::nothing(async { Ok(()) })
+        Pending::nothing(async { Ok(()) }).named("RedisSubscription.close")
     }
 }

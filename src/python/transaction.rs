@@ -134,6 +134,7 @@ impl CoreTransaction {
         let prepare = Mutex::new(Some(prepared));
         Ok(Publish::prepare(
             self.bus.clone_ref(py),
+            "transaction().commit",
             Box::new(move |_py, _bus| {
                 let taken = prepare.lock().take();
                 taken.ok_or_else(|| Error::Closed { what: "transaction" }.into())

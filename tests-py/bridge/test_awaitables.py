@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import warnings
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -159,11 +160,14 @@ async def test_what_is_not_awaited_has_no_effect(bus: Bus) -> None:
     await bus.subscribe("topic", lambda event: seen.append(event.payload))
     await bus.declare_group("group", "topic")
     before = (await bus.inspect())["groups"]
-    for _ in range(100):
-        bus.publish("topic", 1)
-        bus.publish_many([("topic", 1)])
-        bus.publish("topic", 1, priority=3)
-    gc.collect()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(100):
+            bus.publish("topic", 1)
+            bus.publish_many([("topic", 1)])
+            bus.publish("topic", 1, priority=3)
+        gc.collect()
+    assert [one.category for one in caught] == [RuntimeWarning] * 300
     assert seen == []
     assert (await bus.inspect())["groups"] == before
 
