@@ -223,7 +223,7 @@ async def test_nothing_happens_before_the_first_await(bus: Bus, topic: str) -> N
     seen = Recorder()
     await bus.subscribe(topic, seen)
     waiting = bus.publish(topic, "later")
-    bus.publish("", object())
+    bus.publish("", object()).close()
     await bus.publish(topic, "first")
     await waiting
     await seen.wait_for(2, WITHIN)
