@@ -327,7 +327,9 @@ async def test_d34_a_publish_is_a_coroutine_for_every_helper_of_asyncio(
 ) -> None:
     seen: list[Event] = []
     await bus.subscribe("t", seen.append)
-    assert asyncio.iscoroutine(bus.publish("t", made()))
+    work = bus.publish("t", made())
+    assert asyncio.iscoroutine(work)
+    work.close()
     await asyncio.wait_for(bus.publish("t", made()), 5)
     await asyncio.gather(bus.publish("t", made()), bus.publish("t", made()))
     await asyncio.shield(bus.publish("t", made()))
