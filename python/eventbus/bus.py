@@ -33,6 +33,7 @@ from eventbus.config import (
     MemoryOptions,
     Overflow,
     RetryPolicy,
+    RunIn,
     Seconds,
     seconds,
 )
@@ -47,6 +48,7 @@ from eventbus.errors import (
     TopicError,
     UnsupportedError,
 )
+from eventbus.handlers import check_consumer, check_subscriber
 from eventbus.names import LiteralTopics, shown
 from eventbus.outbox import Outbox
 from eventbus.stream import Stream
@@ -476,13 +478,15 @@ class Bus(CoreBus):
             The subscription; ``await subscription.cancel()`` ends it.
 
         Raises:
-            TypeError: The handler is not callable, topic or pattern is no str or both are missing.
+            TypeError: The handler cannot be called with an event: not callable, a generator
+                function, or other arguments; topic or pattern is no str or both are missing.
             TopicError: The topic breaks a rule.
             InvalidArgumentError: ``since`` is an empty text or a datetime without time zone.
             UnsupportedError: ``since`` on a bus without ``retention``, or inline.
             BusClosedError: The bus was closed.
         """
         call = _callable(handler)
+        self._check_subscriber(call)
         if pattern is not None and not isinstance(pattern, str):
             raise TypeError(f"pattern must be a str, not {_kind(pattern)}")
         if topic is None and pattern and not self._IS_DATAKNOBS:
@@ -520,6 +524,9 @@ class Bus(CoreBus):
         """Warn of topics that were probably meant as patterns."""
         if not self._IS_DATAKNOBS and topics is not None:
             self._literal_topics.check(verb, (topics,) if isinstance(topics, str) else topics)
+
+    def _check_subscriber(self, handler: Handler) -> None:
+        check_subscriber(handler)
 
     async def _buffered(
         self,
@@ -646,6 +653,7 @@ class Bus(CoreBus):
         concurrency: int = 16,
         batch: int | None = None,
         timeout: Seconds | None = None,
+        run_in: RunIn = "loop",
         lease: Seconds = 30.0,
         max_lease: Seconds = 3600.0,
         max_length: int | None = None,
@@ -666,7 +674,11 @@ class Bus(CoreBus):
             group: The durable queue.
             concurrency: Deliveries handled at a time.
             batch: Call the handler with a list of up to this many events.
-            timeout: Seconds a handler may run.
+            timeout: Seconds a handler may run; then it is cancelled and the attempt has failed,
+                whatever it returns.
+            run_in: ``"loop"``, or ``"thread"``: up to ``concurrency`` daemon threads for a plain
+                function that blocks. Context variables are copied. A thread that exceeds
+                ``timeout`` keeps its slot, lease and ordering key until the function returns.
             lease: Seconds a claim holds; renewed while the handler runs.
             max_lease: Seconds it is renewed at most.
             max_length: Most messages in the group; then publishing raises ``QueueFull``.
@@ -676,8 +688,10 @@ class Bus(CoreBus):
             The running consumer; ``await consumer.stop()`` ends it.
 
         Raises:
-            ConfigError: Options out of range, all problems at once.
-            TypeError: The handler is not callable, or neither topic nor pattern is given.
+            ConfigError: Options out of range, all problems at once; ``timeout`` with a plain
+                function on the loop, ``run_in="thread"`` with an ``async def``.
+            TypeError: The handler cannot be called so: not callable, a generator function, or
+                other arguments; or neither topic nor pattern is given.
             TopicError: A topic or the group breaks a rule.
         """
         call = _callable(handler)
@@ -686,11 +700,13 @@ class Bus(CoreBus):
             concurrency=concurrency,
             batch=batch,
             timeout=None if timeout is None else seconds(timeout, "timeout"),
+            run_in=run_in,
             lease=seconds(lease, "lease"),
             max_lease=seconds(max_lease, "max_lease"),
             max_length=max_length,
             retry=retry or RetryPolicy(),
         )
+        check_consumer(call, options)
         _encodable("group", options.group)
         bindings = self._bound("consume", topic, pattern)
         core: CoreConsumer = await self._consume(bindings, options, True)
