@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import TYPE_CHECKING, Any, Literal
 
 from eventbus._eventbus import Invoke
@@ -14,6 +15,9 @@ if TYPE_CHECKING:
     from eventbus.consumer import Consumer
 
 __all__ = ["BatchOutcome", "BatchWorker"]
+
+# Seconds after which a call that holds the loop is reported.
+_HELD_TOO_LONG = 1.0
 
 BatchOutcome = Literal[True] | Retry | Reject | BaseException | None
 """What a batch handler may return for each event: ``None`` or ``True`` acknowledges it, an
@@ -105,7 +109,11 @@ class BatchWorker:
 
     async def _run(self, events: list[Any]) -> None:
         """Call the handler and keep what it returned."""
+        since = time.monotonic()
         result = self._call(events)
+        held = time.monotonic() - since
+        if held > _HELD_TOO_LONG:
+            self._consumer._held(held, 1)
         self._result = await result if asyncio.iscoroutine(result) else result
 
     async def _failed(self, batch: list[CoreDelivery], error: BaseException) -> None:

@@ -18,7 +18,6 @@ from typing import (
     ClassVar,
     Protocol,
     Self,
-    TypeVar,
     Unpack,
     overload,
     runtime_checkable,
@@ -27,6 +26,8 @@ from typing import (
 from eventbus import dispatch, joined
 from eventbus._asyncio import calling_task
 from eventbus._eventbus import CoreBus
+from eventbus.arguments import one_of as _one_of
+from eventbus.arguments import positive as _positive
 from eventbus.config import (
     ConsumeOptions,
     DeliveryMode,
@@ -48,7 +49,8 @@ from eventbus.errors import (
     TopicError,
     UnsupportedError,
 )
-from eventbus.handlers import check_consumer, check_subscriber
+from eventbus.handlers import check_consumer, check_subscriber, warn_of_subscriber
+from eventbus.included import Included
 from eventbus.names import LiteralTopics, shown
 from eventbus.outbox import Outbox
 from eventbus.stream import Stream
@@ -83,7 +85,6 @@ _TOLD: dict[str, set[str]] = {}
 _MALFORMED_EVERY = 60.0
 _OVERFLOWS: tuple[Overflow, ...] = ("drop_oldest", "drop_newest", "close")
 
-_Choice = TypeVar("_Choice", bound=str)
 # What a draining bus refuses.
 INTAKE = ("subscribe", "consume", "declare_group")
 
@@ -197,6 +198,7 @@ class Bus(CoreBus):
         self._subscriptions: dict[str, Callable[[], None]] = {}
         self._receivers: dict[str, QueuedReceiver] = {}
         self._consumers: set[Consumer] = set()
+        self._included = Included(self)
         self._streams: weakref.WeakSet[Stream] = weakref.WeakSet()
         self._deliveries: weakref.WeakSet[Deliveries] = weakref.WeakSet()
         self._state: BusState = "new"
@@ -526,7 +528,11 @@ class Bus(CoreBus):
             self._literal_topics.check(verb, (topics,) if isinstance(topics, str) else topics)
 
     def _check_subscriber(self, handler: Handler) -> None:
-        check_subscriber(handler)
+        """Refuse what cannot be called with an event; the DataKnobs classes warn (D24, D25)."""
+        if self._IS_DATAKNOBS:
+            warn_of_subscriber(handler)
+        else:
+            check_subscriber(handler)
 
     async def _buffered(
         self,
@@ -925,34 +931,16 @@ class Bus(CoreBus):
     ) -> list[Subscription | Consumer]:
         """Start the decorated handlers of a module, a registry or an instance.
 
+        Idempotent: what runs already is not started again. A call that finds nothing to start logs
+        a warning.
+
         Returns:
-            The subscriptions and consumers that were started.
+            The subscriptions and consumers of the target, those that ran already too.
 
         Raises:
             InvalidArgumentError: It has no decorated handlers.
         """
-        started: list[Subscription | Consumer] = []
-        for registration, handler in dispatch.handlers_of(target):
-            call = registration.callable_for(handler)
-            if registration.group is not None:
-                started.append(
-                    await self.consume(
-                        registration.topics,
-                        call,
-                        pattern=registration.pattern,
-                        group=registration.group,
-                        **registration.options,
-                    )
-                )
-                continue
-            where: list[tuple[str, str | None]] = [(topic, None) for topic in registration.topics]
-            if registration.pattern is not None:
-                where.append((registration.pattern, registration.pattern))
-            started += [
-                await self.subscribe(topic, call, pattern, **registration.options)
-                for topic, pattern in where
-            ]
-        return started
+        return await self._included.start(target)
 
     def __repr__(self) -> str:
         """Return class and state."""
@@ -1114,29 +1102,6 @@ def _bindings(topic: Topics | None, pattern: str | None) -> list[tuple[str, bool
     if not bindings:
         raise TypeError("give a topic, several, or pattern=")
     return bindings
-
-
-def _one_of(
-    name: str,
-    value: _Choice,
-    valid: tuple[_Choice, ...],
-    error: type[EventBusError] = InvalidArgumentError,
-) -> _Choice:
-    if value not in valid:
-        raise error(f"{name}={value!r} must be one of {', '.join(valid)}")
-    return value
-
-
-def _positive(
-    name: str,
-    value: object,
-    error: type[EventBusError] = InvalidArgumentError,
-    *,
-    most: int = 2**63 - 1,
-) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
-        raise error(f"{name}={value!r} must be an int of at least 1 and at most {most}")
-    return value
 
 
 def _text(name: str, value: object) -> str:

@@ -24,6 +24,7 @@ from eventbus.errors import (
     Retry,
 )
 from eventbus.handlers import calling
+from eventbus.signatures import handler_name
 from eventbus.subscription import Handler
 from eventbus.threads import Threads
 from eventbus.timeouts import limited
@@ -81,6 +82,7 @@ class Consumer:
         self._taken_back: set[int] = set()
         self._batches: BatchWorker | None = None
         self._threads: Threads | None = None
+        self._told_held = False
         if options.run_in == "thread":
             most = 1 if options.batch is not None else options.concurrency
             self._threads = Threads(f"eventbus-{self.group}", most)
@@ -107,6 +109,7 @@ class Consumer:
                     _current,
                     self._nudge_once,
                     self._late,
+                    self._held,
                 )
                 task = create(self._work(runner), name=f"eventbus-{self.group}-{number}")
                 self._workers[task] = runner
@@ -243,6 +246,20 @@ class Consumer:
         except (TypeError, InvalidArgumentError) as error:
             self._bus._handler_failed(self.group, error)
             return core.settle_failed(describe_error(error))
+
+    def _held(self, seconds: float, calls: int) -> None:
+        """Say once that handlers held the loop too long; called by the runner."""
+        if self._told_held:
+            return
+        self._told_held = True
+        log.warning(
+            "handler held the event loop, where nothing else could run group=%s handler=%s "
+            "seconds=%.1f calls=%d: a plain function that blocks belongs in run_in='thread'",
+            self.group,
+            handler_name(self.handler),
+            seconds,
+            calls,
+        )
 
     def _late(self, core: CoreDelivery, error: BaseException) -> None:
         """Report an acknowledgement that changed nothing; called by the runner, in its task."""

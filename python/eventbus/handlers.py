@@ -2,21 +2,37 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
+import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from eventbus.delivery import Delivery
 from eventbus.errors import ConfigError
 from eventbus.payloads import converter, parameters
-from eventbus.signatures import check_call, check_kind, handler_name, is_coroutine_function
+from eventbus.signatures import (
+    check_call,
+    check_kind,
+    handler_name,
+    is_coroutine_function,
+    within_class,
+)
 
 if TYPE_CHECKING:
     from eventbus._eventbus import CoreDelivery
     from eventbus.config import ConsumeOptions
     from eventbus.types import Event
 
-__all__ = ["calling", "check_consumer", "check_mode", "check_subscriber"]
+__all__ = [
+    "calling",
+    "check_consumer",
+    "check_registration",
+    "check_subscriber",
+    "warn_of_subscriber",
+]
+
+log = logging.getLogger("eventbus.bus")
 
 _SUBSCRIBER = "handler(event)"
 _CONSUMER = "handler(event), or handler(event, delivery) with `delivery: Delivery`"
@@ -31,6 +47,66 @@ def check_subscriber(handler: Callable[..., Any]) -> None:
     """
     _check_callable(handler)
     check_call(handler, _SUBSCRIBER)
+
+
+def warn_of_subscriber(handler: Callable[..., Any]) -> None:
+    """Warn of what ``subscribe`` cannot call: the DataKnobs classes take it all the same.
+
+    Raises:
+        TypeError: It is not callable.
+    """
+    _check_callable(handler)
+    try:
+        check_call(handler, _SUBSCRIBER)
+    except TypeError as error:
+        log.warning("%s", error)
+
+
+def check_registration(
+    handler: Callable[..., Any] | classmethod[Any, ..., Any],
+    calls: str,
+    consuming: ConsumeOptions | None,
+) -> None:
+    """Refuse what ``@event_handler`` decorates when nothing could call it.
+
+    Args:
+        handler: What is decorated; in the body of a class its first parameter is the instance.
+        calls: The calling convention.
+        consuming: The options of a consumer; ``None`` = it subscribes.
+
+    Raises:
+        TypeError: It is not callable, a generator function, or needs other arguments.
+        ConfigError: ``timeout`` or ``run_in`` does not go with it.
+    """
+    if isinstance(handler, classmethod):
+        # Called with its class, which is not there yet.
+        unbound: Callable[..., Any] = handler.__func__
+        _check_convention(functools.partial(unbound, None), calls, consuming)
+        return
+    _check_callable(handler)
+    try:
+        _check_convention(handler, calls, consuming)
+    except TypeError:
+        if not within_class(handler):
+            raise
+        _check_convention(functools.partial(handler, None), calls, consuming)
+
+
+def _check_convention(
+    handler: Callable[..., Any], calls: str, consuming: ConsumeOptions | None
+) -> None:
+    if calls == "event" and consuming is None:
+        check_subscriber(handler)
+    elif calls == "event" and consuming is not None:
+        check_consumer(handler, consuming)
+    elif calls == "payload":
+        check_call(handler, "handler(payload)")
+    elif calls == "topic_args":
+        check_call(handler, "handler(topic, *args, **kwargs)", more=True)
+    else:
+        check_kind(handler, f"a handler of the convention {calls!r}")
+    if consuming is not None:
+        check_mode(handler, consuming)
 
 
 def check_consumer(handler: Callable[..., Any], options: ConsumeOptions) -> None:

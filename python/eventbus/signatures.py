@@ -26,7 +26,8 @@ def handler_name(handler: object) -> str:
     """Return what a message calls a handler."""
     while isinstance(handler, functools.partial):
         handler = handler.func
-    handler = getattr(handler, BEHIND, handler)
+    behind = _behind(handler)
+    handler = handler if behind is None else behind
     name = getattr(handler, "__qualname__", None)
     return name if isinstance(name, str) else repr(handler)
 
@@ -128,16 +129,19 @@ def _runs(handler: Any) -> Any:
             handler = handler.func
         elif isinstance(handler, types.MethodType | staticmethod | classmethod):
             handler = handler.__func__
-        elif isinstance(handler, types.FunctionType):
-            behind = getattr(handler, BEHIND, None)
-            if behind is None:
-                return handler
+        elif (behind := _behind(handler)) is not None:
             handler = behind
         elif inspect.isroutine(handler) or isinstance(handler, type):
             return handler
         else:
             called = getattr(type(handler), "__call__", None)  # noqa: B004 - it is wanted
             return called if inspect.isroutine(called) else handler
+
+
+def _behind(handler: object) -> Any:
+    # Not by getattr: an object may answer every name.
+    own = getattr(handler, "__dict__", None)
+    return own.get(BEHIND) if isinstance(own, dict) else None
 
 
 def _hints(function: Any) -> dict[str, Any]:
