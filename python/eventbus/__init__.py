@@ -18,6 +18,7 @@ from eventbus.consumer import Consumer, Deliveries
 from eventbus.delivery import Delivery, Transaction, current_delivery
 from eventbus.dispatch import Registration, Registry, event_handler
 from eventbus.errors import (
+    BatchError,
     BusClosedError,
     ConfigError,
     ConfigurationError,
@@ -59,6 +60,7 @@ if TYPE_CHECKING:
     from eventbus.redis import RedisEventBus, RedisEventBusConfig
 
 __all__ = [
+    "BatchError",
     "Bus",
     "BusClosedError",
     "ConfigError",

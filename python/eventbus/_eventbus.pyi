@@ -239,6 +239,7 @@ class Runner(Coroutine[Any, Any, _Failed | None]):
         variable: ContextVar[CoreDelivery],
         on_suspend: Callable[[], object],
         on_late: Callable[[CoreDelivery, BaseException], object],
+        on_held: Callable[[float, int], object],
     ) -> Self: ...
     @property
     def token(self) -> int | None:

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+import time
+from typing import TYPE_CHECKING, Any, Literal
 
 from eventbus._eventbus import Invoke
-from eventbus.delivery import Delivery
-from eventbus.errors import BusClosedError, NotFoundError
-from eventbus.payloads import Convert, converter, parameters
+from eventbus.errors import BatchError, BusClosedError, NotFoundError, Reject, Retry, is_outcome
+from eventbus.payloads import Convert, converter
 
 if TYPE_CHECKING:
     from eventbus._eventbus import CoreDelivery
     from eventbus.consumer import Consumer
 
-__all__ = ["BatchWorker"]
+__all__ = ["BatchOutcome", "BatchWorker"]
+
+# Seconds after which a call that holds the loop is reported.
+_HELD_TOO_LONG = 1.0
+
+BatchOutcome = Literal[True] | Retry | Reject | BaseException | None
+"""What a batch handler may return for each event: ``None`` or ``True`` acknowledges it, an
+exception is what its handler raised."""
 
 
 class BatchWorker:
@@ -25,19 +32,12 @@ class BatchWorker:
     """
 
     def __init__(self, consumer: Consumer, size: int) -> None:
-        """Check the handler.
-
-        Raises:
-            TypeError: The handler wants a ``Delivery``.
-        """
-        if any(hint is Delivery for _, hint in parameters(consumer.handler)):
-            raise TypeError(
-                f"batch={size} gives the handler a list of events, so it cannot take a "
-                "Delivery; leave one of the two out"
-            )
+        """Begin with nothing in hand."""
         self._consumer = consumer
         self._size = size
         self._convert = converter(consumer.handler, of_list=True)
+        self._call = consumer._calling(consumer.handler)
+        self._result: object = None
         self.in_hand: list[CoreDelivery] = []
 
     async def work(self) -> None:
@@ -86,15 +86,35 @@ class BatchWorker:
                 fitting.append(core)
         if not fitting:
             return
+        self._result = None
         try:
-            async with asyncio.timeout(consumer.options.timeout):
-                await Invoke(consumer.handler, events, consumer._context)
+            await Invoke(self._run, events, consumer._context)
+            outcomes = read_outcomes(self._result, len(fitting))
+        except BatchError as error:
+            try:
+                outcomes = named_outcomes(error, len(fitting))
+            except ValueError as wrong:
+                await self._failed(fitting, wrong)
+                return
         except BaseException as error:  # noqa: BLE001 - it settles the batch or is raised again
             await self._failed(fitting, error)
-        else:
-            for core in fitting:
-                if not core.settled:
-                    await consumer._settle(core, core.settle_ack)
+            return
+        for core, failure in zip(fitting, outcomes, strict=True):
+            if failure is not None:
+                await consumer._failed(core, failure)
+                continue
+            consumer._bus._count(1, 0, 0, 0)
+            if not core.settled:
+                await consumer._settle(core, core.settle_ack)
+
+    async def _run(self, events: list[Any]) -> None:
+        """Call the handler and keep what it returned."""
+        since = time.monotonic()
+        result = self._call(events)
+        held = time.monotonic() - since
+        if held > _HELD_TOO_LONG:
+            self._consumer._held(held, 1)
+        self._result = await result if asyncio.iscoroutine(result) else result
 
     async def _failed(self, batch: list[CoreDelivery], error: BaseException) -> None:
         consumer = self._consumer
@@ -109,3 +129,52 @@ class BatchWorker:
             return
         for core in batch:
             await consumer._failed(core, error)
+
+
+def read_outcomes(result: object, count: int) -> list[BaseException | None]:
+    """Return what came of each event of a batch; ``None`` = handled.
+
+    Only a list or a tuple speaks of single events; with anything else all are handled.
+
+    Args:
+        result: What the handler returned.
+        count: How many events it was given.
+
+    Raises:
+        ValueError: It does not have one outcome per event.
+        TypeError: One of them is no outcome.
+    """
+    if not isinstance(result, list | tuple):
+        return [None] * count
+    if len(result) != count:
+        raise ValueError(
+            f"the batch handler returned {len(result)} outcomes for {count} events; return one "
+            "per event, or None when all were handled"
+        )
+    return [_outcome(index, item) for index, item in enumerate(result)]
+
+
+def _outcome(index: int, item: object) -> BaseException | None:
+    if item is None or item is True:
+        return None
+    if isinstance(item, BaseException) and is_outcome(item):
+        return item
+    raise TypeError(
+        f"the batch handler returned {item!r} for event {index}; an outcome is None or True "
+        "(acknowledged), Retry(...), Reject(...) or an exception"
+    )
+
+
+def named_outcomes(error: BatchError, count: int) -> list[BaseException | None]:
+    """Return what came of each event when the handler raised ``BatchError``.
+
+    Raises:
+        ValueError: It names an event that the batch does not have.
+    """
+    strange = sorted(index for index in error.errors if not 0 <= index < count)
+    if strange:
+        raise ValueError(
+            f"BatchError names the indexes {strange}, but the batch had {count} events: "
+            f"0 to {count - 1}"
+        ) from error
+    return [error.errors.get(index) for index in range(count)]

@@ -18,7 +18,6 @@ from typing import (
     ClassVar,
     Protocol,
     Self,
-    TypeVar,
     Unpack,
     overload,
     runtime_checkable,
@@ -27,12 +26,15 @@ from typing import (
 from eventbus import dispatch, joined
 from eventbus._asyncio import calling_task
 from eventbus._eventbus import CoreBus
+from eventbus.arguments import one_of as _one_of
+from eventbus.arguments import positive as _positive
 from eventbus.config import (
     ConsumeOptions,
     DeliveryMode,
     MemoryOptions,
     Overflow,
     RetryPolicy,
+    RunIn,
     Seconds,
     seconds,
 )
@@ -47,6 +49,8 @@ from eventbus.errors import (
     TopicError,
     UnsupportedError,
 )
+from eventbus.handlers import check_consumer, check_subscriber, warn_of_subscriber
+from eventbus.included import Included
 from eventbus.names import LiteralTopics, shown
 from eventbus.outbox import Outbox
 from eventbus.stream import Stream
@@ -81,7 +85,6 @@ _TOLD: dict[str, set[str]] = {}
 _MALFORMED_EVERY = 60.0
 _OVERFLOWS: tuple[Overflow, ...] = ("drop_oldest", "drop_newest", "close")
 
-_Choice = TypeVar("_Choice", bound=str)
 # What a draining bus refuses.
 INTAKE = ("subscribe", "consume", "declare_group")
 
@@ -195,6 +198,7 @@ class Bus(CoreBus):
         self._subscriptions: dict[str, Callable[[], None]] = {}
         self._receivers: dict[str, QueuedReceiver] = {}
         self._consumers: set[Consumer] = set()
+        self._included = Included(self)
         self._streams: weakref.WeakSet[Stream] = weakref.WeakSet()
         self._deliveries: weakref.WeakSet[Deliveries] = weakref.WeakSet()
         self._state: BusState = "new"
@@ -476,13 +480,15 @@ class Bus(CoreBus):
             The subscription; ``await subscription.cancel()`` ends it.
 
         Raises:
-            TypeError: The handler is not callable, topic or pattern is no str or both are missing.
+            TypeError: The handler cannot be called with an event: not callable, a generator
+                function, or other arguments; topic or pattern is no str or both are missing.
             TopicError: The topic breaks a rule.
             InvalidArgumentError: ``since`` is an empty text or a datetime without time zone.
             UnsupportedError: ``since`` on a bus without ``retention``, or inline.
             BusClosedError: The bus was closed.
         """
         call = _callable(handler)
+        self._check_subscriber(call)
         if pattern is not None and not isinstance(pattern, str):
             raise TypeError(f"pattern must be a str, not {_kind(pattern)}")
         if topic is None and pattern and not self._IS_DATAKNOBS:
@@ -520,6 +526,13 @@ class Bus(CoreBus):
         """Warn of topics that were probably meant as patterns."""
         if not self._IS_DATAKNOBS and topics is not None:
             self._literal_topics.check(verb, (topics,) if isinstance(topics, str) else topics)
+
+    def _check_subscriber(self, handler: Handler) -> None:
+        """Refuse what cannot be called with an event; the DataKnobs classes warn (D24, D25)."""
+        if self._IS_DATAKNOBS:
+            warn_of_subscriber(handler)
+        else:
+            check_subscriber(handler)
 
     async def _buffered(
         self,
@@ -646,6 +659,7 @@ class Bus(CoreBus):
         concurrency: int = 16,
         batch: int | None = None,
         timeout: Seconds | None = None,
+        run_in: RunIn = "loop",
         lease: Seconds = 30.0,
         max_lease: Seconds = 3600.0,
         max_length: int | None = None,
@@ -666,7 +680,11 @@ class Bus(CoreBus):
             group: The durable queue.
             concurrency: Deliveries handled at a time.
             batch: Call the handler with a list of up to this many events.
-            timeout: Seconds a handler may run.
+            timeout: Seconds a handler may run; then it is cancelled and the attempt has failed,
+                whatever it returns.
+            run_in: ``"loop"``, or ``"thread"``: up to ``concurrency`` daemon threads for a plain
+                function that blocks. Context variables are copied. A thread that exceeds
+                ``timeout`` keeps its slot, lease and ordering key until the function returns.
             lease: Seconds a claim holds; renewed while the handler runs.
             max_lease: Seconds it is renewed at most.
             max_length: Most messages in the group; then publishing raises ``QueueFull``.
@@ -676,8 +694,10 @@ class Bus(CoreBus):
             The running consumer; ``await consumer.stop()`` ends it.
 
         Raises:
-            ConfigError: Options out of range, all problems at once.
-            TypeError: The handler is not callable, or neither topic nor pattern is given.
+            ConfigError: Options out of range, all problems at once; ``timeout`` with a plain
+                function on the loop, ``run_in="thread"`` with an ``async def``.
+            TypeError: The handler cannot be called so: not callable, a generator function, or
+                other arguments; or neither topic nor pattern is given.
             TopicError: A topic or the group breaks a rule.
         """
         call = _callable(handler)
@@ -686,11 +706,13 @@ class Bus(CoreBus):
             concurrency=concurrency,
             batch=batch,
             timeout=None if timeout is None else seconds(timeout, "timeout"),
+            run_in=run_in,
             lease=seconds(lease, "lease"),
             max_lease=seconds(max_lease, "max_lease"),
             max_length=max_length,
             retry=retry or RetryPolicy(),
         )
+        check_consumer(call, options)
         _encodable("group", options.group)
         bindings = self._bound("consume", topic, pattern)
         core: CoreConsumer = await self._consume(bindings, options, True)
@@ -909,34 +931,16 @@ class Bus(CoreBus):
     ) -> list[Subscription | Consumer]:
         """Start the decorated handlers of a module, a registry or an instance.
 
+        Idempotent: what runs already is not started again. A call that finds nothing to start logs
+        a warning.
+
         Returns:
-            The subscriptions and consumers that were started.
+            The subscriptions and consumers of the target, those that ran already too.
 
         Raises:
             InvalidArgumentError: It has no decorated handlers.
         """
-        started: list[Subscription | Consumer] = []
-        for registration, handler in dispatch.handlers_of(target):
-            call = registration.callable_for(handler)
-            if registration.group is not None:
-                started.append(
-                    await self.consume(
-                        registration.topics,
-                        call,
-                        pattern=registration.pattern,
-                        group=registration.group,
-                        **registration.options,
-                    )
-                )
-                continue
-            where: list[tuple[str, str | None]] = [(topic, None) for topic in registration.topics]
-            if registration.pattern is not None:
-                where.append((registration.pattern, registration.pattern))
-            started += [
-                await self.subscribe(topic, call, pattern, **registration.options)
-                for topic, pattern in where
-            ]
-        return started
+        return await self._included.start(target)
 
     def __repr__(self) -> str:
         """Return class and state."""
@@ -1098,29 +1102,6 @@ def _bindings(topic: Topics | None, pattern: str | None) -> list[tuple[str, bool
     if not bindings:
         raise TypeError("give a topic, several, or pattern=")
     return bindings
-
-
-def _one_of(
-    name: str,
-    value: _Choice,
-    valid: tuple[_Choice, ...],
-    error: type[EventBusError] = InvalidArgumentError,
-) -> _Choice:
-    if value not in valid:
-        raise error(f"{name}={value!r} must be one of {', '.join(valid)}")
-    return value
-
-
-def _positive(
-    name: str,
-    value: object,
-    error: type[EventBusError] = InvalidArgumentError,
-    *,
-    most: int = 2**63 - 1,
-) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
-        raise error(f"{name}={value!r} must be an int of at least 1 and at most {most}")
-    return value
 
 
 def _text(name: str, value: object) -> str:

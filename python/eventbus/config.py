@@ -23,6 +23,7 @@ __all__ = [
     "RedisOptions",
     "RedisOwnOptions",
     "RetryPolicy",
+    "RunIn",
     "Seconds",
     "ServerOptions",
     "SslMode",
@@ -34,6 +35,9 @@ __all__ = [
 
 Seconds = float | timedelta
 """A duration: a number of seconds, or a timedelta."""
+
+RunIn = Literal["loop", "thread"]
+"""Where a handler runs: on the event loop, or in a thread of its consumer."""
 
 DeliveryMode = Literal["inline", "queued"]
 """``inline``: handlers have run when ``publish`` returns; ``queued``: each has a task."""
@@ -326,6 +330,7 @@ class ConsumeOptions:
         concurrency: Deliveries handled at a time (default 16).
         batch: Events per handler call; ``None`` = one event, not a list (default).
         timeout: Seconds a handler may run; ``None`` = no limit (default).
+        run_in: ``loop`` (default), or ``thread`` for a plain function that blocks.
         lease: Seconds a claim holds without renewal (default 30); renewed by the core.
         max_lease: Seconds a delivery is renewed at most (default 3600).
         max_length: Most messages in the group; ``None`` leaves what is set (default).
@@ -336,6 +341,7 @@ class ConsumeOptions:
     concurrency: int = 16
     batch: int | None = None
     timeout: float | None = None
+    run_in: RunIn = "loop"
     lease: float = 30.0
     max_lease: float = 3600.0
     max_length: int | None = None
@@ -364,5 +370,8 @@ class ConsumeOptions:
             problems.append(f"lease={self.lease!r} must be from 0.01 to 86400 seconds")
         if not self.max_lease >= self.lease:
             problems.append(f"max_lease={self.max_lease!r} must be at least lease={self.lease!r}")
+        run_in: object = self.run_in
+        if run_in not in ("loop", "thread"):
+            problems.append(f"run_in={run_in!r} must be 'loop' or 'thread'")
         _instance(problems, "retry", self.retry, RetryPolicy)
         _check(problems)

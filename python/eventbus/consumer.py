@@ -23,8 +23,11 @@ from eventbus.errors import (
     Reject,
     Retry,
 )
-from eventbus.payloads import converter, parameters
+from eventbus.handlers import calling
+from eventbus.signatures import handler_name
 from eventbus.subscription import Handler
+from eventbus.threads import Threads
+from eventbus.timeouts import limited
 from eventbus.types import Event
 
 if TYPE_CHECKING:
@@ -78,6 +81,11 @@ class Consumer:
         self._followers: deque[asyncio.Future[None]] = deque()
         self._taken_back: set[int] = set()
         self._batches: BatchWorker | None = None
+        self._threads: Threads | None = None
+        self._told_held = False
+        if options.run_in == "thread":
+            most = 1 if options.batch is not None else options.concurrency
+            self._threads = Threads(f"eventbus-{self.group}", most)
         create = self._loop.create_task
         self._workers: dict[asyncio.Task[None], Runner | None] = {}
         if options.batch is not None:
@@ -88,7 +96,8 @@ class Consumer:
             self._workers[task] = None
             place.runs_in(task, lambda: bool(batches.in_hand))
         else:
-            call, whole = self._calling(handler)
+            call, whole = calling(handler)
+            call = self._calling(call)
             for number in range(options.concurrency):
                 place = HandlerPlace(self._context)
                 runner = Runner(
@@ -100,6 +109,7 @@ class Consumer:
                     _current,
                     self._nudge_once,
                     self._late,
+                    self._held,
                 )
                 task = create(self._work(runner), name=f"eventbus-{self.group}-{number}")
                 self._workers[task] = runner
@@ -109,30 +119,19 @@ class Consumer:
             task.add_done_callback(self._forget)
         self._watcher = create(self._watch_leases(), name=f"eventbus-{self.group}-leases")
 
-    def _calling(self, handler: Callable[..., Any]) -> tuple[Callable[[Any], Any], bool]:
-        """Return what is called, and whether with the delivery instead of its event."""
-        convert = converter(handler)
-        found = parameters(handler)
-        name = next((name for name, hint in found if hint is Delivery), None)
-        call: Callable[[Any], Any] = handler
-        if name is not None:
-
-            def with_delivery(core: CoreDelivery) -> Any:
-                delivery = Delivery(core)
-                if found[0][0] == name:
-                    return handler(delivery)
-                event = core.event if convert is None else convert(core.event)
-                return handler(event, **{name: delivery})
-
-            call = with_delivery
-        elif convert is not None:
-
-            def with_payload(event: Event) -> Any:
-                return handler(convert(event))
-
-            call = with_payload
+    def _calling(self, call: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        """Return the call with the limit on its time, in a thread if the options ask for one."""
         limit = self.options.timeout
-        return (call if limit is None else _limited(call, limit)), name is not None
+        if self._threads is not None:
+            return self._threads.calling(call, limit, self.handler, self._describe)
+        return call if limit is None else limited(call, limit, self.handler)
+
+    def _describe(self, argument: CoreDelivery | Event | list[Event]) -> str:
+        """Say in a log line what a handler was called with."""
+        if isinstance(argument, list):
+            return f"group={self.group} events={len(argument)}"
+        event = argument if isinstance(argument, Event) else argument.event
+        return f"group={self.group} topic={event.topic} event_id={event.event_id}"
 
     async def _work(self, runner: Runner) -> None:
         """Handle deliveries one after the other; the runner asks back when one goes wrong."""
@@ -248,6 +247,20 @@ class Consumer:
             self._bus._handler_failed(self.group, error)
             return core.settle_failed(describe_error(error))
 
+    def _held(self, seconds: float, calls: int) -> None:
+        """Say once that handlers held the loop too long; called by the runner."""
+        if self._told_held:
+            return
+        self._told_held = True
+        log.warning(
+            "handler held the event loop, where nothing else could run group=%s handler=%s "
+            "seconds=%.1f calls=%d: a plain function that blocks belongs in run_in='thread'",
+            self.group,
+            handler_name(self.handler),
+            seconds,
+            calls,
+        )
+
     def _late(self, core: CoreDelivery, error: BaseException) -> None:
         """Report an acknowledgement that changed nothing; called by the runner, in its task."""
         self._forgive(core)
@@ -269,6 +282,10 @@ class Consumer:
         """Cancel handlers whose lease was lost; their worker tasks go on."""
         while lost := await self._core.lost():
             for token in lost:
+                if self._threads is not None:
+                    # A thread cannot be cancelled; what it returns comes too late.
+                    log.warning("lease lost, a thread goes on group=%s token=%s", self.group, token)
+                    continue
                 for task, runner in self._workers.items():
                     if runner is not None and runner.token == token:
                         self._taken_back.add(token)
@@ -314,6 +331,8 @@ class Consumer:
                 await self._core.release()
             except EventBusError as error:
                 failure = error
+        if self._threads is not None:
+            self._threads.close()
         self._bus._consumers.discard(self)
         if failure is not None:
             # All the same it has stopped; what it could not give back comes back by itself.
@@ -469,15 +488,3 @@ def _handling(runner: Runner) -> Callable[[], bool]:
             return True
 
     return is_handling
-
-
-def _limited(call: Callable[[Any], Any], limit: float) -> Callable[[Any], Any]:
-    """Return a handler that raises ``TimeoutError`` when it runs longer than the limit."""
-
-    async def limited(argument: Any) -> None:
-        async with asyncio.timeout(limit):
-            result = call(argument)
-            if asyncio.iscoroutine(result):
-                await result
-
-    return limited

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
-from types import ModuleType
+from types import MethodType, ModuleType
 from typing import Any, TypeVar
 
 from eventbus.errors import InvalidArgumentError
+from eventbus.handlers import check_registration
+from eventbus.registering import check_options
+from eventbus.signatures import BEHIND
 
 __all__ = [
     "CallingConvention",
@@ -91,7 +95,13 @@ class Registration:
 
     def callable_for(self, handler: Callable[..., Any] | None = None) -> Callable[..., Any]:
         """Return what is called with the event."""
-        return calling_conventions[self.calls](handler or self.handler)
+        handler = handler or self.handler
+        call = calling_conventions[self.calls](handler)
+        if call is not handler:
+            # Whether it is async def, and its name, are those of the handler.
+            with suppress(AttributeError):
+                setattr(call, BEHIND, handler)
+        return call
 
 
 class Registry:
@@ -119,8 +129,13 @@ class Registry:
             **options: Options of ``Bus.consume`` (with a group) or ``Bus.subscribe``.
 
         Raises:
-            TypeError: No topic and no pattern, or a topic that is no str.
-            InvalidArgumentError: An unknown calling convention.
+            TypeError: No topic and no pattern, or one that is no str; an unknown option, or one
+                that only goes with a group, or only without. When it decorates: the handler cannot
+                be called as the convention says.
+            InvalidArgumentError: An unknown calling convention, or an option of ``subscribe`` out
+                of range.
+            ConfigError: An option of ``consume`` out of range, or one that does not go with the
+                handler.
         """
         if not topics and pattern is None:
             raise TypeError(
@@ -132,12 +147,22 @@ class Registry:
                     f"event_handler needs topics as str, not {type(topic).__name__}; "
                     "write @event_handler('topic')"
                 )
+        if pattern is not None and not isinstance(pattern, str):
+            raise TypeError(
+                f"event_handler needs a pattern as str, not {type(pattern).__name__}: {pattern!r}"
+            )
         if calls not in calling_conventions:
             valid = ", ".join(sorted(calling_conventions))
             raise InvalidArgumentError(f"unknown calling convention {calls!r}; valid: {valid}")
 
+        consuming = check_options(group, options)
+
         def register(handler: F) -> F:
-            function = getattr(handler, "__func__", handler)
+            check_registration(handler, calls, consuming)
+            # A class body holds functions; a method that is bound already stays so.
+            function = handler
+            if not isinstance(handler, MethodType):
+                function = getattr(handler, "__func__", handler)
             self.registrations.append(
                 Registration(
                     handler=function,

@@ -6,10 +6,12 @@ failed, the value, and the limit or remedy. Contracts: DataKnobs D56.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any
 
 __all__ = [
+    "BatchError",
     "BusClosedError",
     "ConfigError",
     "ConfigurationError",
@@ -262,3 +264,39 @@ class Reject(Exception):
         """Keep the reason."""
         super().__init__(reason)
         self.reason = reason
+
+
+class BatchError(Exception):
+    """Raised by a batch handler: some events failed, the others are acknowledged.
+
+    Each named event ends as if its handler had raised that exception: ``Retry``, ``Reject`` or a
+    failure. An index that the batch does not have fails the whole batch.
+
+    Args:
+        errors: The exceptions by index in the list that the handler was given, from 0; an empty
+            mapping acknowledges every event.
+
+    Raises:
+        TypeError: An index is no int, or what stands for it is no exception.
+    """
+
+    def __init__(self, errors: Mapping[int, BaseException]) -> None:
+        """Keep the exceptions."""
+        found = dict(errors)
+        for index, error in found.items():
+            if isinstance(index, bool) or not isinstance(index, int):
+                raise TypeError(f"BatchError needs indexes as int, not {index!r}")
+            if not is_outcome(error):
+                raise TypeError(f"BatchError needs an exception for index {index}, not {error!r}")
+        super().__init__(found)
+        self.errors: dict[int, BaseException] = found
+
+    def __str__(self) -> str:
+        """Return the exceptions by index."""
+        return ", ".join(f"{index}: {error!r}" for index, error in sorted(self.errors.items()))
+
+
+def is_outcome(error: object) -> bool:
+    """Whether an exception can be what came of an event: one that ends the program cannot."""
+    ends = (SystemExit, KeyboardInterrupt, GeneratorExit)
+    return isinstance(error, BaseException) and not isinstance(error, ends)

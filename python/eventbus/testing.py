@@ -105,6 +105,8 @@ class Recorder:
         """
         self.events: list[Event] = []
         self._then = then
+        # Whether it can have a timeout or run in a thread is up to what it calls.
+        self.__eventbus_handler__ = then
         self._waiting: list[asyncio.Future[None]] = []
 
     def __call__(self, event: Event) -> Any:

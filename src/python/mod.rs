@@ -1,6 +1,7 @@
 //! The extension module `eventbus._eventbus`: registration only.
 
 mod bus;
+mod coarse_clock;
 mod consumer;
 mod convert;
 mod errors;

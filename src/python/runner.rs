@@ -1,6 +1,7 @@
 //! What a worker task of a consumer awaits: claim, call the handler, acknowledge, again.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use pyo3::PyTraverseError;
 use pyo3::exceptions::PyStopIteration;
@@ -8,6 +9,7 @@ use pyo3::gc::PyVisit;
 use pyo3::intern;
 use pyo3::prelude::*;
 
+use super::coarse_clock::Moment;
 use super::consumer::{self, CoreConsumer, CoreDelivery};
 use super::exit;
 use super::invoke::{self, Context, Stepped};
@@ -18,6 +20,9 @@ use crate::bus::Consumer;
 
 /// Deliveries after which a worker that never had to wait lets the loop turn.
 const PAUSE_AFTER: u32 = 128;
+
+/// Handlers that hold the loop longer than this are reported.
+const HELD_TOO_LONG: Duration = Duration::from_secs(1);
 
 /// An awaitable that can be awaited again and again. Each time it handles deliveries until there
 /// is nothing to claim (its value is then `None`), or until a handler raises: then its value is
@@ -37,10 +42,14 @@ pub(crate) struct Runner {
     on_suspend: Py<PyAny>,
     /// Called with a delivery and the reason when its acknowledgement came too late.
     on_late: Py<PyAny>,
+    /// Called once with the seconds and the number of calls when handlers held the loop too long.
+    on_held: Option<Py<PyAny>>,
     running: Option<Running>,
     /// Handled, to be acknowledged together before anybody else can look.
     handled: Vec<Py<CoreDelivery>>,
     since_pause: u32,
+    /// Calls begun or continued since the loop last turned.
+    calls: u32,
 }
 
 struct Running {
@@ -72,6 +81,7 @@ impl Runner {
         variable: Py<PyAny>,
         on_suspend: Py<PyAny>,
         on_late: Py<PyAny>,
+        on_held: Py<PyAny>,
     ) -> Self {
         let (consumer, origin) = consumer.parts();
         Self {
@@ -84,9 +94,11 @@ impl Runner {
             variable,
             on_suspend,
             on_late,
+            on_held: Some(on_held),
             running: None,
             handled: Vec::new(),
             since_pause: 0,
+            calls: 0,
         }
     }
 
@@ -106,9 +118,15 @@ impl Runner {
 
     fn __next__(&mut self, py: Python<'_>) -> PyResult<Option<Py<PyAny>>> {
         let _inside = exit::enter(py);
+        self.calls = 0;
+        let since = Moment::now();
         let result = self.run(py);
+        let held = since.elapsed();
         // Before the loop turns, so that no other task of this thread sees a handled delivery open.
         self.flush(py)?;
+        if held > HELD_TOO_LONG {
+            self.tell_held(py, held)?;
+        }
         result
     }
 
@@ -139,6 +157,7 @@ impl Runner {
         for part in [&self.bus, &self.handler, &self.context, &self.on_suspend, &self.on_late] {
             visit.call(Some(part))?;
         }
+        visit.call(&self.on_held)?;
         if let Some(running) = &self.running {
             visit.call(Some(&running.coroutine))?;
             visit.call(Some(&running.delivery))?;
@@ -152,6 +171,7 @@ impl Runner {
         slf.handler = py.None();
         slf.on_suspend = py.None();
         slf.on_late = py.None();
+        slf.on_held = None;
         slf.running = None;
         slf.handled.clear();
     }
@@ -168,9 +188,16 @@ impl Runner {
 }
 
 impl Runner {
+    #[cold]
+    fn tell_held(&mut self, py: Python<'_>, held: Duration) -> PyResult<()> {
+        let Some(on_held) = self.on_held.take() else { return Ok(()) };
+        on_held.call1(py, (held.as_secs_f64(), self.calls)).map(drop)
+    }
+
     /// Handles deliveries until one suspends, one needs a decision or none is left.
     fn run(&mut self, py: Python<'_>) -> PyResult<Option<Py<PyAny>>> {
         if let Some(running) = self.running.take() {
+            self.calls = 1;
             let stepped = running.context.run(py, || invoke::step(running.coroutine.bind(py)));
             if let Some(waiter) = self.resumed(py, running, stepped)? {
                 return Ok(Some(waiter));
@@ -227,6 +254,7 @@ impl Runner {
 
     /// Calls the handler in a context of its own and acknowledges when it has returned.
     fn handle(&mut self, py: Python<'_>, delivery: Py<CoreDelivery>) -> PyResult<Handled> {
+        self.calls += 1;
         let context = Context::copy(py, Some(&self.context))?;
         let started = context.run(py, || {
             invoke::set_variable(py, &self.variable, delivery.as_any())?;

@@ -653,3 +653,22 @@ async def test_d77_a_failing_hook_reaches_nobody(
         await bus.publish("t", made(2))
         await eventually(lambda: len(seen) == 2 and bus.counters["failed"] == 2)
     assert "ZeroDivisionError" in caplog.text
+
+
+async def test_a_handler_that_cannot_be_called_is_taken_as_in_the_original_with_a_warning(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def nothing() -> None: ...
+
+    async def generator(event: Event) -> Any:
+        yield event
+
+    seen: list[Event] = []
+    async with InMemoryEventBus() as bus:
+        for handler in (nothing, generator, seen.append):
+            await bus.subscribe("t", handler)
+        assert "cannot be called as handler(event): " in caplog.text
+        assert "is an async generator function" in caplog.text
+        await bus.publish("t", made())
+    assert len(seen) == 1
+    assert len(errors_of(caplog)) == 1

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import types
 
 import pytest
 
 from conformance.support import WITHIN, figures
 from eventbus import Bus, Consumer, Event, Registry, RetryPolicy, Subscription, event_handler
-from eventbus.errors import InvalidArgumentError
+from eventbus.errors import EventBusError, InvalidArgumentError
 from eventbus.testing import Recorder
 
 
@@ -86,3 +87,60 @@ async def test_something_without_handlers_is_refused(bus: Bus) -> None:
     for target in (Registry(), types.ModuleType("empty"), object()):
         with pytest.raises(InvalidArgumentError, match="no handlers"):
             await bus.include(target)
+
+
+async def test_including_twice_starts_nothing_again_and_says_so(
+    bus: Bus, topic: str, group: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    registry, sub, con = Registry(), Recorder(), Recorder()
+    registry.event_handler(topic, pattern=topic + ":*")(sub)
+    registry.event_handler(topic, group=group)(con)
+    first = await bus.include(registry)
+    assert "included before" not in caplog.text
+    again = await bus.include(registry)
+    assert again == first
+    assert f"included before, nothing to start target={registry!r} running=3" in caplog.text
+    await bus.publish(topic, 1)
+    await bus.wait_idle(WITHIN)
+    assert (sub.payloads, con.payloads) == ([1], [1])
+
+
+async def test_including_at_the_same_time_starts_once(bus: Bus, topic: str, group: str) -> None:
+    registry, seen = Registry(), Recorder()
+    registry.event_handler(topic, group=group)(seen)
+    registry.event_handler(topic)(seen)
+    await asyncio.gather(bus.include(registry), bus.include(registry))
+    await bus.publish(topic, 1)
+    await bus.wait_idle(WITHIN)
+    assert seen.payloads == [1, 1]
+    assert bus.subscription_count == 1
+
+
+async def test_including_again_starts_what_is_new_and_what_has_ended(
+    bus: Bus, topic: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    registry, seen = Registry(), Recorder()
+    registry.event_handler(topic, topic + ":2")(seen)
+    [one, two] = await bus.include(registry)
+    assert isinstance(one, Subscription)
+    await one.cancel()
+    registry.event_handler(topic + ":3")(seen)
+    again = await bus.include(registry)
+    assert (len(again), two in again, one in again) == (3, True, False)
+    assert "included before" not in caplog.text
+    for name in (topic, topic + ":2", topic + ":3"):
+        await bus.publish(name, name)
+    await bus.wait_idle(WITHIN)
+    assert sorted(seen.payloads) == [topic, topic + ":2", topic + ":3"]
+
+
+async def test_what_failed_to_start_is_started_by_the_next_include(
+    bus: Bus, topic: str, group: str
+) -> None:
+    registry, seen = Registry(), Recorder()
+    registry.event_handler(topic)(seen)
+    registry.event_handler("bad\ntopic")(seen)
+    for _ in range(2):
+        with pytest.raises(EventBusError, match="control"):
+            await bus.include(registry)
+        assert bus.subscription_count == 1

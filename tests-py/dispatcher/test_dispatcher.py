@@ -403,3 +403,48 @@ async def test_the_bus_may_close_first() -> None:
     await d.start()
     await bus.close()
     await d.close()
+
+
+def generating(*args: Any) -> Any:
+    yield args
+
+
+async def generating_async(*args: Any) -> Any:
+    yield args
+
+
+def too_few(context: object, source: str) -> None: ...
+
+
+def too_many(context: object, source: str, event: object, *, database: object) -> None: ...
+
+
+@pytest.mark.parametrize("callback", [generating, generating_async, too_few, too_many])
+@pytest.mark.parametrize("event", ["started", Started])
+async def test_a_callback_that_could_not_be_called_is_refused(
+    make_dispatcher: MakeDispatcher, event: Any, callback: Any
+) -> None:
+    d = await make_dispatcher()
+    expected = "callback(context, source, name, *args)"
+    if event is Started:
+        expected = "callback(context, source, event)"
+    for register in (d.consume, d.subscribe):
+        with pytest.raises(TypeError) as refused:
+            await register(event, callback)
+        assert expected in str(refused.value)
+    assert (len(d.consumers), len(d.subscribers)) == (0, 0)
+
+
+async def test_a_callback_may_want_more_arguments_than_three_of_an_event_by_name(
+    make_dispatcher: MakeDispatcher,
+) -> None:
+    d, seen = await make_dispatcher(), list[object]()
+
+    def on_event(context: object, source: str, name: str, kernel: str) -> None:
+        seen.append(kernel)
+
+    await d.consume("started", on_event)
+    await d.produce_event("started", ("k-1",))
+    await eventually(lambda: seen == ["k-1"], timeout=10)
+    with pytest.raises(TypeError, match="cannot be called as callback"):
+        await d.consume(Started, on_event)

@@ -15,6 +15,7 @@ from eventbus.dispatcher.handlers import ArgsMatcher, EventHandler, HandlerTable
 from eventbus.dispatcher.producer import message_of, transport_of
 from eventbus.dispatcher.transport import Message, Target, Transport
 from eventbus.errors import BusClosedError, InvalidArgumentError, NotConnectedError
+from eventbus.signatures import check_call
 from eventbus.types import Gap
 
 __all__ = ["EventDispatcher"]
@@ -181,7 +182,8 @@ class EventDispatcher:
             The registration, for ``unconsume``.
 
         Raises:
-            TypeError: The callback cannot be called, or the event is neither name nor class.
+            TypeError: The callback cannot be called so: not callable, a generator function, or
+                other arguments; or the event is neither name nor class.
             InvalidArgumentError: The coalescing options cannot be used.
         """
         table = self._engine.consumers
@@ -222,6 +224,10 @@ class EventDispatcher:
             typed = event
         elif not isinstance(event, str):
             raise TypeError(f"event must be a name or a class of AbstractEvent, not {event!r}")
+        if typed is None:
+            check_call(callback, "callback(context, source, name, *args)", 3, more=True)
+        else:
+            check_call(callback, "callback(context, source, event)", 3)
         handler = EventHandler(
             callback,
             context,
