@@ -57,6 +57,14 @@ pub enum Error {
         /// What to do about it.
         remedy: &'static str,
     },
+    /// The caller's transaction collided with another; it is over, and nothing of it happens.
+    #[error("the transaction collided with another: {reason}; roll it back and run it again")]
+    Serialization {
+        /// What the server said.
+        reason: String,
+        /// Its code: `40001` or `40P01`.
+        code: String,
+    },
     /// No answer in time; the outcome may be unknown.
     #[error("{operation} got no answer within {after:?}{}", last(trouble))]
     Timeout {
@@ -237,6 +245,7 @@ impl Error {
             self,
             Self::Connect { .. }
                 | Self::Refused { .. }
+                | Self::Serialization { .. }
                 | Self::Timeout { .. }
                 | Self::QueueFull { .. }
         )

@@ -911,19 +911,33 @@ class Bus(CoreBus):
                 pause = min(pause + 0.0005, 0.02)
 
     async def _is_idle(self) -> bool:
-        if len(self._outbox):
+        """Look twice, as every look takes time in which a handler may go on.
+
+        What was published before the first look has come back before the last one. If no handler
+        was called or ended and no commit began between them, nothing is left that could do more.
+        """
+        before = self._commits()[0], self.counters
+        if not self._is_quiet():
             return False
-        await self._heard()
-        if not all(one.idle for one in self._receivers.values()):
-            return False
-        if not self._consumers:
-            return True
         own = {consumer.group for consumer in self._consumers}
-        figures = await self.inspect()
-        return not any(
-            group["ready"] or group["in_flight"]
-            for group in figures["groups"]
-            if group["group"] in own
+        if own:
+            figures = await self.inspect()
+            busy = (
+                group["ready"] or group["in_flight"]
+                for group in figures["groups"]
+                if group["group"] in own
+            )
+            if any(busy):
+                return False
+        await self._heard()
+        return self._is_quiet() and (self._commits()[0], self.counters) == before
+
+    def _is_quiet(self) -> bool:
+        """Whether nothing is buffered, and no subscription's handler and no commit is under way."""
+        return (
+            not len(self._outbox)
+            and self._commits()[1] == 0
+            and all(one.idle for one in self._receivers.values())
         )
 
     async def include(

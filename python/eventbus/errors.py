@@ -226,6 +226,25 @@ class VersionConflict(EventBusError):
         self.actual = actual
 
 
+class SerializationError(EventBusError):
+    """Your transaction on the server collided with another; roll it back and run it again.
+
+    Raised for a publish or a settlement with ``connection=``: mostly in a REPEATABLE READ or
+    SERIALIZABLE transaction whose snapshot is older than what it would have to see. Nothing of the
+    transaction happens. The driver's own exception is its ``__context__``.
+
+    Attributes:
+        sqlstate: What the server answered: ``40001``, or ``40P01`` for a deadlock.
+    """
+
+    is_retryable = True
+
+    def __init__(self, message: str = "", sqlstate: str = "40001") -> None:
+        """Keep the message and the server's code."""
+        super().__init__(message, sqlstate)
+        self.sqlstate = sqlstate
+
+
 class UnsupportedError(EventBusError, NotImplementedError):
     """This backend cannot do that; see ``bus.capabilities``."""
 

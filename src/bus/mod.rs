@@ -4,6 +4,7 @@
 mod consumer;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use tokio_util::task::TaskTracker;
 
@@ -109,6 +110,8 @@ pub struct Bus {
     limits: Limits,
     counters: Counters,
     commits: TaskTracker,
+    /// How many commits have begun.
+    begun: AtomicU64,
 }
 
 impl Bus {
@@ -116,7 +119,7 @@ impl Bus {
     #[must_use]
     pub fn new(backend: Arc<dyn Backend>, tasks: Tasks, limits: Limits) -> Arc<Self> {
         let (counters, commits) = (Counters::default(), TaskTracker::new());
-        Arc::new(Self { backend, tasks, limits, counters, commits })
+        Arc::new(Self { backend, tasks, limits, counters, commits, begun: AtomicU64::new(0) })
     }
 
     /// Returns the backend.
@@ -154,11 +157,18 @@ impl Bus {
         if let Some(local) = self.backend.in_process() {
             return local.commit_now(transaction);
         }
+        self.begun.fetch_add(1, Ordering::Relaxed);
         let _under_way = self.commits.token();
         let mut results = self.backend.commit(vec![transaction]).await;
         results.pop().unwrap_or_else(|| {
             Err(Error::Internal { reason: "the backend returned no result".into() })
         })
+    }
+
+    /// Returns how many commits have begun on a backend elsewhere, and how many are under way.
+    #[must_use]
+    pub fn commits(&self) -> (u64, usize) {
+        (self.begun.load(Ordering::Relaxed), self.commits.len())
     }
 
     /// Waits until no commit is under way. Who leaves a server earlier makes those fail that it may

@@ -307,6 +307,11 @@ impl CoreBus {
         Ok(Pending::nothing(async move { shared.bus.backend().connect().await }))
     }
 
+    /// Returns how many commits have begun, and how many are under way.
+    fn _commits(&self) -> (u64, usize) {
+        self.shared().bus.commits()
+    }
+
     /// Waits until no commit is under way.
     fn _finish_commits(&self) -> PyResult<Pending> {
         let shared = Arc::clone(self.shared());

@@ -21,6 +21,7 @@ mod classes {
     pyo3::import_exception!(eventbus.errors, OperationTimeout);
     pyo3::import_exception!(eventbus.errors, PayloadTooLarge);
     pyo3::import_exception!(eventbus.errors, QueueFull);
+    pyo3::import_exception!(eventbus.errors, SerializationError);
     pyo3::import_exception!(eventbus.errors, TopicError);
     pyo3::import_exception!(eventbus.errors, OperationError);
     pyo3::import_exception!(eventbus.errors, UnknownVersionError);
@@ -36,6 +37,7 @@ impl From<Error> for PyErr {
             Error::Topic { .. } => classes::TopicError::new_err(text),
             Error::Connect { .. } | Error::Refused { .. } => classes::ConnectError::new_err(text),
             Error::Denied { .. } => classes::OperationError::new_err(text),
+            Error::Serialization { code, .. } => classes::SerializationError::new_err((text, code)),
             Error::Timeout { outcome_unknown, .. } => {
                 classes::OperationTimeout::new_err((text, outcome_unknown))
             }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import Any
 
 import asyncpg
@@ -44,13 +45,27 @@ async def make_bus(server: PostgresServer, schema: str) -> AsyncIterator[MakeBus
 class Caller:
     """A connection of the caller's, of either driver, in the words that the tests need."""
 
-    def __init__(self, connection: Any, *, is_asyncpg: bool) -> None:
+    def __init__(self, connection: Any, *, is_asyncpg: bool, schema: str = "") -> None:
         self.connection = connection
         self.is_asyncpg = is_asyncpg
+        self.schema = schema
 
     def transaction(self) -> Any:
         """Begin a transaction, or a savepoint."""
         return self.connection.transaction()
+
+    @asynccontextmanager
+    async def begun(self, level: str) -> AsyncIterator[None]:
+        """Begin a transaction of an isolation level."""
+        if self.is_asyncpg:
+            async with self.connection.transaction(isolation=level.replace(" ", "_")):
+                yield
+            return
+        await self.connection.set_isolation_level(
+            psycopg.IsolationLevel[level.upper().replace(" ", "_")]
+        )
+        async with self.connection.transaction():
+            yield
 
     async def execute(self, text: str) -> None:
         await self.connection.execute(text)
@@ -69,12 +84,14 @@ class Caller:
 
 
 @pytest.fixture(params=["asyncpg", "psycopg"])
-async def caller(request: pytest.FixtureRequest, server: PostgresServer) -> AsyncIterator[Caller]:
+async def caller(
+    request: pytest.FixtureRequest, server: PostgresServer, schema: str
+) -> AsyncIterator[Caller]:
     """A connection of each driver in turn."""
     if request.param == "asyncpg":
         connection = await asyncpg.connect(server.url())
-        yield Caller(connection, is_asyncpg=True)
+        yield Caller(connection, is_asyncpg=True, schema=schema)
         await connection.close()
         return
     async with await psycopg.AsyncConnection.connect(server.url()) as other:
-        yield Caller(other, is_asyncpg=False)
+        yield Caller(other, is_asyncpg=False, schema=schema)

@@ -41,6 +41,7 @@ class PostgresServer(Server):
         client_certificates: bool = False,
         password: str | None = None,
         _image: Path | None = None,
+        _standby: bool = False,
     ) -> None:
         """Choose its settings; nothing runs yet.
 
@@ -78,6 +79,8 @@ class PostgresServer(Server):
         text = [f"{name} = '{value}'" for name, value in (lines | (config or {})).items()]
         (self.data / "postgresql.auto.conf").write_text("\n".join(text) + "\n")
         (self.data / "pg_hba.conf").write_text(self._access(client_certificates))
+        if _standby:
+            (self.data / "standby.signal").touch()
 
     def _owner(self) -> tuple[int, int]:
         if self._user is None:
@@ -116,7 +119,7 @@ class PostgresServer(Server):
             return False
         # A file left by a crash names another process.
         ours = len(lines) > 7 and lines[0].strip() == str(self.pid)
-        return ours and lines[7].strip() == "ready"
+        return ours and lines[7].strip() in ("ready", "standby")
 
     def stop(self, how: str = "fast") -> None:
         """Shut it down: ``smart``, ``fast`` or ``immediate``, which needs a recovery afterwards."""
@@ -149,6 +152,27 @@ class PostgresServer(Server):
             return PostgresServer(config=options, _image=self.data)
         finally:
             self.resume()
+
+    def standby(self) -> PostgresServer:
+        """Return a standby that follows this server; it is still to be started."""
+        source = f"host={self.folder} port={self.port} user={SUPERUSER}"
+        self.pause()
+        try:
+            return PostgresServer(
+                config={"primary_conninfo": source}, _image=self.data, _standby=True
+            )
+        finally:
+            self.resume()
+
+    def promote(self) -> None:
+        """Make a standby a server of its own; what it followed lives on."""
+        self.execute("select pg_promote()")
+
+    def position(self) -> str:
+        """Return how far a server has written, or a standby has followed, as text to compare."""
+        written = "pg_current_wal_lsn()"
+        where = f"case when pg_is_in_recovery() then pg_last_wal_replay_lsn() else {written} end"
+        return str(self.execute(f"select {where}::text")[0][0])
 
     def connection(self, database: str = "postgres", **options: Any) -> psycopg.Connection[Any]:
         """Return a connection of the superuser over the Unix socket, in autocommit."""

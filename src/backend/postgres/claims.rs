@@ -97,13 +97,22 @@ pub(super) async fn claim(live: &Arc<Live>, request: &ClaimRequest) -> Result<Ve
     let (reply, answer) = oneshot::channel();
     let (task, request) = (Arc::clone(live), request.clone());
     live.link.tasks.spawn(async move {
-        let claimed = take(&task, &request).await;
+        let bus = task.registry.get().bus.clone();
+        let claimed = match take(&task, &request).await {
+            Err(Error::NotFound { .. }) if is_replaced(&task, &bus).await => Ok(Vec::new()),
+            claimed => claimed,
+        };
         let held = claimed.map(|deliveries| Held { live: task, deliveries });
         // Dropped here when nobody waits for it.
         let _ = reply.send(held);
     });
     let mut held = answer.await.map_err(|_| closed())??;
     Ok(std::mem::take(&mut held.deliveries))
+}
+
+/// Whether a group is missing because the schema was made anew; by then it is declared again.
+async fn is_replaced(live: &Live, bus: &str) -> bool {
+    live.was_replaced(bus).await.unwrap_or(false)
 }
 
 async fn take(live: &Live, request: &ClaimRequest) -> Result<Vec<Delivery>> {
@@ -169,6 +178,14 @@ pub(super) fn unsigned(number: i32) -> u32 {
 
 /// Waits until a claim may succeed, also while the server is away.
 pub(super) async fn wait_ready(live: &Arc<Live>, request: &ClaimRequest) -> Result<()> {
+    let bus = live.registry.get().bus.clone();
+    match wait(live, request).await {
+        Err(Error::NotFound { .. }) if is_replaced(live, &bus).await => Ok(()),
+        waited => waited,
+    }
+}
+
+async fn wait(live: &Arc<Live>, request: &ClaimRequest) -> Result<()> {
     let group = live.group_id(&request.group).await?;
     if !live.wakes.are_arriving() {
         live.attend(&live.link.schema.listen(true)).await;
@@ -199,7 +216,7 @@ pub(super) async fn wait_ready(live: &Arc<Live>, request: &ClaimRequest) -> Resu
                 live.hollow.clear(&request.group);
                 pause
             }
-            Err(error @ (Error::Connect { .. } | Error::Timeout { .. })) => {
+            Err(error) if error.is_retryable() => {
                 live.link.note(&error.to_string());
                 Duration::from_secs(1)
             }

@@ -198,6 +198,10 @@ impl Committer {
             registry = self.refresh().await.map_err(|error| (items.len(), error))?;
         }
         let mut attempt = 0;
+        // Whether the server may have done it although it did not say so.
+        let mut unknown = false;
+        // Why it did not, the last time that it said so.
+        let mut refusal: Option<Error> = None;
         loop {
             let (producer, foreign) = (self.sender.producer, self.desk.foreign.as_ref());
             let parcel = Parcel::build(items, &registry, producer, self.number, foreign);
@@ -219,19 +223,28 @@ impl Committer {
                 }
                 Err(fault) => fault,
             };
-            let said = match fault {
+            let failure = match fault {
                 Fault::Stale if Instant::now() < deadline => {
                     registry = self.refresh().await.map_err(|error| (count, error))?;
                     continue;
                 }
                 Fault::Lost(said) => {
                     self.session = None;
-                    said
+                    unknown = true;
+                    self.desk.link.connector.failed(&said)
                 }
-                Fault::Again(said) => said,
+                Fault::Again(said) => refusal.insert(self.desk.link.interrupted(said)).clone(),
+                Fault::ReadOnly(error) => {
+                    self.session = None;
+                    refusal.insert(error).clone()
+                }
                 // The server was lost while it had the parcel, and did not come back in time.
-                Fault::Final(Error::Connect { .. }) if attempt > 0 => {
+                Fault::Final(Error::Connect { .. }) if unknown => {
                     return Err((count, self.desk.link.timeout("commit", true)));
+                }
+                // There was no time for another connection.
+                Fault::Final(error @ Error::Connect { .. }) if refusal.is_some() => {
+                    return Err((count, refusal.unwrap_or(error)));
                 }
                 Fault::Final(error) => {
                     if matches!(error, Error::Timeout { .. }) {
@@ -247,8 +260,9 @@ impl Committer {
             };
             // At once at first: mostly a connection was lost while it was idle.
             let Some(pause) = pause_before(deadline, attempt, LONGEST_PAUSE) else {
-                self.desk.link.note(&said);
-                return Err((count, self.desk.link.timeout("commit", true)));
+                self.desk.link.note(&failure.to_string());
+                let late = || self.desk.link.timeout("commit", true);
+                return Err((count, if unknown { late() } else { failure }));
             };
             attempt += 1;
             tokio::time::sleep(pause).await;

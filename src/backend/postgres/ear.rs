@@ -32,6 +32,9 @@ use crate::backend::{Gap, GapCause};
 const SELF_TEST: Duration = Duration::from_secs(2);
 /// How often it is tried again whether notifications arrive.
 const RETEST: Duration = Duration::from_secs(60);
+/// Lifts a limit that servers before 14 do not have.
+const NEVER_TOO_IDLE: &str = "select set_config(name, '0', false) from pg_settings \
+     where name = 'idle_session_timeout' and setting <> '0'";
 /// Most producers whose last notification is remembered.
 const MOST_PRODUCERS: usize = 10_000;
 
@@ -72,6 +75,7 @@ impl Ear {
         let mut lost: Option<Instant> = None;
         let mut attempt = 0;
         loop {
+            let begun = Instant::now();
             let ended = self.session(lost.is_some()).await;
             let was_live = matches!(*self.hearing.borrow(), Hearing::Live(_));
             if self.link.is_pooled() {
@@ -82,7 +86,8 @@ impl Ear {
             self.link.note(&ended);
             if was_live {
                 self.link.reconnects.fetch_add(1, Ordering::Relaxed);
-                attempt = 0;
+                // Where an address leads to two servers in turn, none is kept for long.
+                attempt = if begun.elapsed() < Duration::from_secs(1) { attempt } else { 0 };
                 lost = Some(Instant::now());
             }
             let since = *lost.get_or_insert_with(Instant::now);
@@ -93,14 +98,18 @@ impl Ear {
 
     /// Listens until the connection ends; returns why it did.
     async fn session(&self, again: bool) -> String {
-        let (client, wire) = match self.link.connector.open().await {
+        let (client, wire, origin) = match self.link.connect().await {
             Ok(opened) => opened,
             Err(error) => return error.to_string(),
         };
         let hole = Hole(AtomicBool::new(again));
         tokio::select! {
+            biased;
             ended = self.drive(wire, &hole) => ended,
             ended = self.attend(Arc::new(client), again, &hole) => ended,
+            () = self.link.superseded(origin.age) => {
+                "another connection led to another server, or was not answered".into()
+            }
         }
     }
 
@@ -180,6 +189,9 @@ impl Ear {
             let text = self.link.schema.listen(false);
             self.answer("UNLISTEN", self.connect_timeout, client.batch_execute(&text)).await?;
         }
+        // It is idle by its nature. No pooler stands between, so nobody else gets this setting.
+        let awake = client.batch_execute(NEVER_TOO_IDLE);
+        self.answer("a setting", self.connect_timeout, awake).await?;
         self.hearing.send_replace(Hearing::Live(Arc::clone(client)));
         Ok(())
     }

@@ -4,6 +4,12 @@ use tokio_postgres::error::SqlState;
 
 use crate::error::Error;
 
+/// What to do when a server takes no writes.
+const NO_WRITES: &str = "make it writable, or let the address lead to the primary";
+/// What to do when the schema, or something in it, is gone.
+pub(super) const NO_SCHEMA: &str =
+    "the schema of the bus is gone or damaged: run `eventbus migrate`";
+
 /// What to do about a failed statement.
 #[derive(Debug)]
 pub(super) enum Fault {
@@ -11,6 +17,9 @@ pub(super) enum Fault {
     Lost(String),
     /// The server undid it for the sake of others: again.
     Again(String),
+    /// The server takes no writes now: again on a new connection, which may lead elsewhere. With the
+    /// error for who has no more time.
+    ReadOnly(Error),
     /// The registry has changed: load it and again.
     Stale,
     /// A group is full: its limit.
@@ -58,8 +67,25 @@ impl Fault {
                 return Self::Full(limit.unwrap_or(0));
             }
             "EB005" => return Self::NoGroup,
-            // Another connection serves the session than the one that prepared it.
+            // Another connection serves the session than the one that prepared it, or the prepared
+            // call was made again with another answer.
             "26000" => return Self::Lost(said),
+            "0A000" if said.contains("cached plan") => return Self::Lost(said),
+            "25006" => {
+                let endpoint = endpoint.to_owned();
+                return Self::ReadOnly(Error::Refused {
+                    endpoint,
+                    reason: said,
+                    remedy: NO_WRITES,
+                });
+            }
+            // The server ended a transaction, and the session with it, for the time it took.
+            "25P03" | "25P04" => return Self::Lost(said),
+            "55P03" => return Self::Again(said),
+            "3F000" | "42883" | "42P01" => {
+                let endpoint = endpoint.to_owned();
+                return Self::Final(Error::Refused { endpoint, reason: said, remedy: NO_SCHEMA });
+            }
             _ => {}
         }
         if matches!(*code, SqlState::T_R_SERIALIZATION_FAILURE | SqlState::T_R_DEADLOCK_DETECTED) {

@@ -114,7 +114,8 @@ impl Joins for PostgresBackend {
             let foreign = live.outgoing();
             transaction.ops.iter().map(|op| Line::of(op, foreign.clone())).collect()
         };
-        let parcel = Parcel { bus: &live.identity, dedup_window: live.dedup_window, steps };
+        let registry = live.registry.get();
+        let parcel = Parcel { bus: &registry.bus, dedup_window: live.dedup_window, steps };
         let argument = serde_json::to_string(&parcel)
             .map_err(|error| Error::Internal { reason: error.to_string() })?;
         let text = live.link.schema.sql("select @schema@.transact($1::text)");
@@ -133,7 +134,26 @@ impl Joins for PostgresBackend {
 
     fn failure(&self, code: &str, said: &str) -> Option<Error> {
         let schema = &self.config.schema;
+        let reason = format!("{said} ({code})");
+        if code == "EB007" {
+            // The schema may have been made anew.
+            if let Ok(live) = self.live() {
+                let (registry, pool) = (Arc::clone(&live.registry), Arc::clone(&live.pool));
+                live.link.tasks.spawn(async move {
+                    let _ = registry.refresh(&pool).await;
+                });
+            }
+        }
         let problem = match code {
+            "40001" | "40P01" => {
+                return Some(Error::Serialization { reason, code: code.to_owned() });
+            }
+            "25006" => {
+                let endpoint = self.connector.endpoint();
+                let remedy = "take a connection to a server that takes writes, in a transaction \
+                              that may write";
+                return Some(Error::Refused { endpoint, reason, remedy });
+            }
             "EB007" => format!(
                 "the connection leads elsewhere: {said}; take one to database {:?} of the bus",
                 self.config.database

@@ -12,6 +12,7 @@ use super::calls::{AILMENTS, DEAD_MESSAGES, MAINTAIN, TRIM_KEPT, column};
 use super::claims::Arms;
 use super::committer::{Desk, Inbox};
 use super::connect::Connector;
+use super::declared::Declared;
 use super::ear::{Ear, Hearing};
 use super::foreign::{Channels, MOST_TEXT, Names, Texts};
 use super::hollow::Hollow;
@@ -54,8 +55,7 @@ pub(super) struct Live {
     pub(super) armed: Arms,
     pub(super) sweep: Duration,
     pub(super) dead_retention: i64,
-    /// Which bus this is, as its schema says.
-    pub(super) identity: String,
+    pub(super) declared: Declared,
     /// The `DataKnobs` channels that its listeners need.
     pub(super) channels: Arc<Channels>,
     outgoing: Option<Arc<Names>>,
@@ -156,7 +156,7 @@ impl Live {
             armed: Arms::default(),
             sweep: config.sweep,
             dead_retention: micros(config.dead_retention),
-            identity,
+            declared: Declared::new(identity, config.kept()),
             channels,
             outgoing,
             may_part: config.large_payloads == LargePayloads::Table,
@@ -334,6 +334,9 @@ impl Live {
     }
 
     pub(super) fn state(&self) -> ConnectionState {
+        if !self.link.unusable().is_empty() {
+            return ConnectionState::Connecting;
+        }
         match &*self.hearing.borrow() {
             Hearing::Deaf => ConnectionState::Connecting,
             Hearing::Live(_) => ConnectionState::Live,

@@ -3,12 +3,13 @@
 //! - `sql/`: tables and functions; settle, publish, claim and commit are functions there, so that
 //!   every client in every language runs the same ones, inside its own transactions if it likes
 //! - `schema`, `migration`: the version of the schema; `calls`: its functions as this client calls them
-//! - `connect`, `session`, `pool`, `link`: connections; `fault`: what their errors mean
+//! - `connect`, `session`, `pool`, `link`: connections; `server`: where they lead; `fault`: what their
+//!   errors mean
 //! - `parcel`, `step`, `send`, `answers`, `committer`: the write path, in batches
 //! - `foreign`: broadcasts of the `DataKnobs` wire, on channels of its own
 //! - `joined`: transactions on a connection of the caller's
 //! - `kept`: broadcasts kept for replay; `ear`, `wire`: notifications; `wake`, `hollow`: who waits
-//! - `registry`: what is bound to what; `claims`, `operate`, `records`: everything else
+//! - `registry`, `declared`: what is bound to what; `claims`, `operate`, `records`: everything else
 //! - `live`: an open backend
 
 mod answers;
@@ -16,6 +17,7 @@ mod calls;
 mod claims;
 mod committer;
 mod connect;
+mod declared;
 mod ear;
 mod fault;
 mod foreign;
@@ -32,6 +34,7 @@ mod records;
 mod registry;
 mod schema;
 mod send;
+mod server;
 mod session;
 mod step;
 mod wake;
@@ -257,15 +260,28 @@ impl Backend for PostgresBackend {
             let rule = "must be at least 1";
             return Err(Error::InvalidArgument { what: "max_length", value: "0".into(), rule });
         }
-        self.run(async |live| live.declare(spec).await).await
+        self.run(async |live| {
+            live.declare(&spec).await?;
+            live.declared.add(&spec);
+            Ok(())
+        })
+        .await
     }
 
     async fn unbind(&self, group: &str, bindings: &[Binding]) -> Result<u64> {
-        self.run(async |live| live.unbind(group, bindings).await).await
+        self.run(async |live| {
+            live.declared.remove_bindings(group, bindings);
+            live.unbind(group, bindings).await
+        })
+        .await
     }
 
     async fn delete_group(&self, group: &str) -> Result<u64> {
-        self.run(async |live| live.delete_group(group).await).await
+        self.run(async |live| {
+            live.declared.remove(group);
+            live.delete_group(group).await
+        })
+        .await
     }
 
     async fn purge(&self, group: &str) -> Result<u64> {
@@ -338,6 +354,7 @@ impl Backend for PostgresBackend {
         let link = &live.link;
         let mut warnings = link.warnings.lock().clone();
         warnings.extend(link.ailments.lock().iter().cloned());
+        warnings.extend(Some(link.unusable()).filter(|said| !said.is_empty()));
         if link.is_pooled() {
             warnings.push(
                 "notifications do not arrive, as behind a transaction pooler: subscriptions and \

@@ -52,7 +52,7 @@ fn uuids(ids: &[MessageId]) -> Vec<Uuid> {
 }
 
 impl Live {
-    pub(super) async fn declare(&self, spec: GroupSpec) -> Result<()> {
+    pub(super) async fn declare(&self, spec: &GroupSpec) -> Result<()> {
         let name = &*spec.name;
         for binding in &spec.bindings {
             match binding {

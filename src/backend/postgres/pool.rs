@@ -50,8 +50,16 @@ impl Pool {
         let permit = permit.map_err(|_| self.link.timeout(call.operation, false))?;
         let _permit = permit.map_err(|_| Error::Closed { what: "bus" })?;
         let mut attempt = 0;
+        // Why the server did not do it, when it said so.
+        let mut refusal = None;
         loop {
-            let session = self.session(deadline).await?;
+            let session = match (self.session(deadline).await, refusal) {
+                (Ok(session), _) => session,
+                // There was no time for another connection.
+                (Err(Error::Connect { .. }), Some(refusal)) => return Err(refusal),
+                (Err(error), _) => return Err(error),
+            };
+            refusal = None;
             let fault = match self.link.attempt(&session, call, arguments, deadline).await {
                 Ok(rows) => {
                     self.idle.lock().push(session);
@@ -59,15 +67,16 @@ impl Pool {
                 }
                 Err(fault) => fault,
             };
-            let said = match fault {
+            let failure = match fault {
                 Fault::Lost(said) => {
                     arguments = again;
-                    said
+                    self.link.connector.failed(&said)
                 }
                 Fault::Again(said) => {
                     self.idle.lock().push(session);
-                    said
+                    self.link.interrupted(said)
                 }
+                Fault::ReadOnly(error) => refusal.insert(error).clone(),
                 Fault::Stale => {
                     return Err(Error::Internal { reason: "a stale registry was named".into() });
                 }
@@ -83,7 +92,7 @@ impl Pool {
             };
             // At once at first: mostly a connection was lost while it was idle.
             let Some(pause) = pause_before(deadline, attempt, self.link.op_timeout / 8) else {
-                return Err(self.link.connector.failed(&said));
+                return Err(failure);
             };
             attempt += 1;
             tokio::time::sleep(pause).await;

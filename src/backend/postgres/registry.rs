@@ -28,6 +28,8 @@ pub(super) struct Registry {
     pub(super) version: i32,
     /// Whether broadcasts are kept for replay.
     pub(super) keeps: bool,
+    /// Which bus this is, as its schema says.
+    pub(super) bus: String,
     ids: HashMap<Arc<str>, i32, RandomState>,
     names: HashMap<i32, Arc<str>, RandomState>,
     routes: Router<Target>,
@@ -39,6 +41,7 @@ impl Registry {
         for row in rows {
             registry.version = column(row, 0)?;
             registry.keeps = column(row, 7)?;
+            registry.bus = column::<Option<String>>(row, 8)?.unwrap_or_default();
             let Some(id) = column::<Option<i32>>(row, 1)? else { continue };
             if let Entry::Vacant(entry) = registry.names.entry(id) {
                 let name: Arc<str> = column::<&str>(row, 2)?.into();
@@ -88,11 +91,11 @@ impl Cache {
         Arc::clone(&self.current.read())
     }
 
-    /// Reads it again; an older answer never replaces a newer one.
+    /// Reads it again; an older answer never replaces a newer one of the same bus.
     pub(super) async fn refresh(&self, pool: &Pool) -> Result<Arc<Registry>> {
         let read = Registry::read(&pool.call(&ROUTES, &[], "").await?)?;
         let mut current = self.current.write();
-        if read.version >= current.version {
+        if read.bus != current.bus || read.version >= current.version {
             *current = Arc::new(read);
         }
         Ok(Arc::clone(&current))

@@ -133,7 +133,8 @@ impl Schema {
     fn begin(&self) -> String {
         // Creating what is there needs rights all the same, so it is looked for first.
         self.sql(
-            "begin; \
+            "begin isolation level read committed; \
+             set local standard_conforming_strings to on; \
              select pg_advisory_xact_lock(hashtext('eventbus migration @schema@')); \
              do $$ begin \
                  if to_regnamespace('@schema@') is null then create schema @schema@; end if; \

@@ -430,6 +430,10 @@ begin
             where x.key = p_key returning x.version into v_version;
             return v_version;
         end if;
+        if current_setting('transaction_isolation') <> 'read committed' then
+            -- An older floor would give a version again; this lock fails (40001) when it was raised.
+            perform 1 from record_floor for key share;
+        end if;
         insert into records (key, version, value, expires_at)
         select p_key, f.version + 1, p_value, now_us() + p_ttl from record_floor f
         on conflict (key) do nothing returning version into v_version;

@@ -132,7 +132,7 @@ begin
     if octet_length(p_name) not between 1 and 255 then
         raise exception 'invalid %: % bytes, must be 1-255', p_what, octet_length(p_name)
             using errcode = '22023';
-    elsif p_plain and p_name ~ U&'[\0001-\001f\007f-\009f]' then
+    elsif p_plain and p_name ~ E'[\\u0001-\\u001f\\u007f-\\u009f]' then
         raise exception 'invalid % %: must not hold control characters', p_what,
             quote_literal(p_name) using errcode = '22023';
     end if;

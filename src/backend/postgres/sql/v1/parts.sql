@@ -82,6 +82,17 @@ end $$;
 create function lock_lanes(p_group integer[], p_key text[]) returns void
 language plpgsql set search_path from current as $$
 begin
+    if current_setting('transaction_isolation') <> 'read committed' then
+        -- An older snapshot shows messages that are gone. Their lanes were changed or removed with
+        -- them, so these locks fail (40001) instead of leaving a copy behind a head that no
+        -- settlement will ever free.
+        perform 1 from lanes l
+        join (
+            select distinct t.g, t.k collate "C" as k from unnest(p_group, p_key) as t (g, k)
+            where t.k is not null
+        ) u on l.group_id = u.g and l.key = u.k
+        order by l.group_id, l.key for update of l;
+    end if;
     insert into lanes (group_id, key)
     select distinct t.g, t.k collate "C" from unnest(p_group, p_key) as t (g, k)
     where t.k is not null order by 1, 2
