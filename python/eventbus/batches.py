@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from eventbus._eventbus import Invoke
 from eventbus.delivery import Delivery
 from eventbus.errors import BusClosedError, NotFoundError
-from eventbus.payloads import Convert, converter, parameters
+from eventbus.payloads import Convert, parameters
 
 if TYPE_CHECKING:
     from eventbus._eventbus import CoreDelivery
@@ -37,7 +37,7 @@ class BatchWorker:
             )
         self._consumer = consumer
         self._size = size
-        self._convert = converter(consumer.handler, of_list=True)
+        self._convert = consumer._bus._converter(consumer.handler, of_list=True)
         self.in_hand: list[CoreDelivery] = []
 
     async def work(self) -> None:

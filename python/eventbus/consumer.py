@@ -23,7 +23,7 @@ from eventbus.errors import (
     Reject,
     Retry,
 )
-from eventbus.payloads import converter, parameters
+from eventbus.payloads import parameters
 from eventbus.subscription import Handler
 from eventbus.types import Event
 
@@ -111,7 +111,7 @@ class Consumer:
 
     def _calling(self, handler: Callable[..., Any]) -> tuple[Callable[[Any], Any], bool]:
         """Return what is called, and whether with the delivery instead of its event."""
-        convert = converter(handler)
+        convert = self._bus._converter(handler)
         found = parameters(handler)
         name = next((name for name, hint in found if hint is Delivery), None)
         call: Callable[[Any], Any] = handler
