@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from eventbus._eventbus import Invoke
 from eventbus.errors import BatchError, BusClosedError, NotFoundError, Reject, Retry, is_outcome
-from eventbus.payloads import Convert, converter
+from eventbus.payloads import Convert
 
 if TYPE_CHECKING:
     from eventbus._eventbus import CoreDelivery
@@ -35,7 +35,7 @@ class BatchWorker:
         """Begin with nothing in hand."""
         self._consumer = consumer
         self._size = size
-        self._convert = converter(consumer.handler, of_list=True)
+        self._convert = consumer._bus._converter(consumer.handler, of_list=True)
         self._call = consumer._calling(consumer.handler)
         self._result: object = None
         self.in_hand: list[CoreDelivery] = []

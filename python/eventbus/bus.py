@@ -67,6 +67,7 @@ from eventbus.types import (
 )
 
 if TYPE_CHECKING:
+    from eventbus import payloads
     from eventbus._eventbus import CoreConsumer, CoreSubscription
     from eventbus.factory import MemoryEventBusConfig
     from eventbus.figures import BusFigures, Health
@@ -125,7 +126,8 @@ class Bus(CoreBus):
             after it was logged; ``None`` by default.
     """
 
-    # Whether the DataKnobs contract holds: topics are taken as they are, without a warning.
+    # Whether the DataKnobs contract holds: handlers get the event whatever their annotation says,
+    # and topics with wildcard characters are nothing to warn of.
     _IS_DATAKNOBS: ClassVar[bool] = False
     # What a warning about an unreadable broadcast begins with.
     _MALFORMED = "cannot read a broadcast: "
@@ -465,8 +467,9 @@ class Bus(CoreBus):
             topic: The topic, taken as it is; with a pattern it is only kept in the subscription and
                 may be left out: ``subscribe(handler=on_event, pattern="orders:*")``.
             handler: ``async def``, function, or anything callable; awaited when it returns a
-                coroutine. An annotation with a dataclass, TypedDict, msgspec or pydantic type gets
-                the payload converted.
+                coroutine. What the annotation of its first parameter asks for is made of the
+                payload: a dataclass, TypedDict, msgspec or pydantic type, ``list[Order]``,
+                ``Order | None``.
             pattern: ``fnmatch`` syntax: ``*`` and ``?`` cross ``:``.
             on_gap: Called with a ``Gap`` when events were lost.
             delivery: ``"inline"`` or ``"queued"``; the bus's by default.
@@ -509,18 +512,40 @@ class Bus(CoreBus):
                 "delivery='inline' is for buses in one process; over a server every subscription "
                 "is queued"
             )
+        taking = self._taking(call)
         if how == "inline":
             number = self._subscribe_inline(
-                text, bool(pattern), _converting(call), self._handler_failed, subscription_id
+                text, bool(pattern), taking, self._handler_failed, subscription_id
             )
             self._subscriptions[subscription_id] = lambda: self._remove_inline(number)
         else:
             near = topic if pattern else None
             core = await self._buffered(text, bool(pattern), size, policy, since, near)
-            receiver = QueuedReceiver(self, core, subscription_id, _converting(call), on_gap)
+            receiver = QueuedReceiver(self, core, subscription_id, taking, on_gap)
             self._receivers[subscription_id] = receiver
             self._subscriptions[subscription_id] = receiver.cancel
         return Subscription(subscription_id, topic, call, pattern, _cancel_callback=self._cancel)
+
+    def _converter(
+        self, handler: Callable[..., Any], *, of_list: bool = False
+    ) -> payloads.Convert | None:
+        """Return what makes the handler's argument of an event; ``None`` = it is the event."""
+        if self._IS_DATAKNOBS:
+            return None
+        from eventbus.payloads import converter
+
+        return converter(handler, of_list=of_list)
+
+    def _taking(self, handler: Callable[..., Any]) -> Handler:
+        """Return the handler, or one that converts the payload as its annotation asks."""
+        convert = self._converter(handler)
+        if convert is None:
+            return handler
+
+        def call(event: Event) -> Any:
+            return handler(convert(event))
+
+        return call
 
     def _expect_literal(self, verb: str, topics: Topics | None) -> None:
         """Warn of topics that were probably meant as patterns."""
@@ -715,6 +740,8 @@ class Bus(CoreBus):
         check_consumer(call, options)
         _encodable("group", options.group)
         bindings = self._bound("consume", topic, pattern)
+        # Before anything is declared: what the annotation asks for may not be possible.
+        self._converter(call, of_list=batch is not None)
         core: CoreConsumer = await self._consume(bindings, options, True)
         self._tell_limits()
         consumer = Consumer(self, core, call, options)
@@ -1072,20 +1099,6 @@ def _memory_config(options: MemoryOptions) -> dict[str, Any]:
     if config.get("retention") is not None:
         config["retention"] = seconds(config["retention"], "retention")
     return config
-
-
-def _converting(handler: Handler) -> Handler:
-    """Return the handler, or one that converts the payload as its annotation asks."""
-    from eventbus.payloads import converter
-
-    convert = converter(handler)
-    if convert is None:
-        return handler
-
-    def call(event: Event) -> Any:
-        return handler(convert(event))
-
-    return call
 
 
 def _callable(handler: object) -> Callable[..., object]:

@@ -96,7 +96,7 @@ class Consumer:
             self._workers[task] = None
             place.runs_in(task, lambda: bool(batches.in_hand))
         else:
-            call, whole = calling(handler)
+            call, whole = calling(handler, bus._converter(handler))
             call = self._calling(call)
             for number in range(options.concurrency):
                 place = HandlerPlace(self._context)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from eventbus.delivery import Delivery
 from eventbus.errors import ConfigError
-from eventbus.payloads import converter, parameters
+from eventbus.payloads import Convert, parameters
 from eventbus.signatures import (
     check_call,
     check_kind,
@@ -157,10 +157,14 @@ def check_mode(handler: Callable[..., Any], options: ConsumeOptions) -> None:
 
 
 def calling(
-    handler: Callable[..., Any],
+    handler: Callable[..., Any], convert: Convert | None
 ) -> tuple[Callable[[Any], Any], bool]:
-    """Return what a consumer calls, and whether with the delivery instead of its event."""
-    convert = converter(handler)
+    """Return what a consumer calls, and whether with the delivery instead of its event.
+
+    Args:
+        handler: The handler.
+        convert: Makes of an event what the handler's annotation asks for; ``None`` = nothing.
+    """
     wanted = _delivery_parameter(handler)
     if wanted is not None:
         name, first, by_position = wanted

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
+from dataclasses import dataclass
 from typing import Any
 
 import asyncpg
@@ -548,3 +549,18 @@ async def test_psql_is_refused_by_name(
     done = await asyncio.to_thread(psql, server, schema, f"select eventbus.{call}")
     assert done.returncode != 0
     assert said in done.stderr
+
+
+@dataclass
+class Order:
+    number: int
+
+
+async def test_objects_of_data_classes_are_published_as_they_are_elsewhere(
+    bus: Bus, caller: Caller, heard: list[Any], eventually: Eventually
+) -> None:
+    async with caller.transaction():
+        await bus.publish("orders", Order(7), connection=caller.connection)
+        await bus.publish_many([("orders", [Order(8)])], connection=caller.connection)
+    await eventually(lambda: len(heard) == 2)
+    assert heard == [{"number": 7}, [{"number": 8}]]

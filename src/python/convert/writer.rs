@@ -104,11 +104,13 @@ struct Encoder<'a> {
     elements: usize,
     /// The containers around the current value, to tell a circle from mere depth.
     parents: Vec<*mut pyo3::ffi::PyObject>,
+    /// The objects of data classes around the current value.
+    objects: Vec<*mut pyo3::ffi::PyObject>,
 }
 
 impl<'a> Encoder<'a> {
     fn new(out: Vec<u8>, limits: &'a Limits) -> Self {
-        Self { out, limits, elements: 0, parents: Vec::new() }
+        Self { out, limits, elements: 0, parents: Vec::new(), objects: Vec::new() }
     }
 
     fn value(&mut self, value: &Bound<'_, PyAny>) -> Done {
@@ -196,11 +198,30 @@ impl<'a> Encoder<'a> {
             let text = value.str()?;
             return self.ext(ext::DECIMAL, text.to_str()?.as_bytes());
         }
-        let class = value.get_type().name()?;
-        Err(Fail::reason(format!(
-            "{class} cannot be encoded; use None, bool, int, float, str, bytes, list, tuple, dict, \
-             set, datetime, date, timedelta, UUID or Decimal"
-        )))
+        self.object(value)
+    }
+
+    /// Encodes what an object of a data class holds.
+    fn object(&mut self, value: &Bound<'_, PyAny>) -> Done {
+        static PLAIN: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+        let py = value.py();
+        let plain = PLAIN.import(py, "eventbus.payloads", "plain")?.call1((value,))?;
+        if plain.is(py.NotImplemented()) {
+            let class = value.get_type().name()?;
+            return Err(Fail::reason(format!(
+                "{class} cannot be encoded; use None, bool, int, float, str, bytes, list, tuple, \
+                 dict, set, datetime, date, timedelta, UUID, Decimal, an Enum, or an object of a \
+                 dataclass, msgspec.Struct, attrs class or pydantic model"
+            )));
+        }
+        // The data is made anew each time: a circle shows in the objects only.
+        if self.objects.contains(&value.as_ptr()) {
+            return Err(Fail::reason("Circular reference detected".into()));
+        }
+        self.objects.push(value.as_ptr());
+        self.value(&plain)?;
+        self.objects.pop();
+        Ok(())
     }
 
     /// Refuses what would exceed the byte limit, before it is copied.
