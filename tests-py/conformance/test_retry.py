@@ -149,7 +149,7 @@ async def test_a_payload_that_does_not_fit_is_rejected_with_the_reason(
     assert seen == [Order(1)]
     (letter,) = await bus.dead_letters(group).list()
     assert letter.reason == "rejected"
-    assert "'number' is str, not int" in letter.error
+    assert "Expected `int`, got `str` - at `$.number`" in letter.error
 
 
 async def test_a_delivery_can_be_retried_by_hand(bus: Bus, topic: str, group: str) -> None:
