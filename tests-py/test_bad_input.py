@@ -409,10 +409,33 @@ def groups_and_records() -> Iterator[Row]:
         yield Row(
             f"{name} type", lambda b, n=name: getattr(b, n)(5), *wrong, ("group", "str", "int")
         )
-    yield Row("message id", lambda b: b.message("queue", "x"), *bad, ("message id", "x", "UUID"))
+    for name, call in [
+        ("message", lambda b, *a, **k: b.message(*a, **k)),
+        ("cancel", lambda b, *a, **k: b.cancel_message(*a, **k)),
+        ("promote", lambda b, *a, **k: b.promote_message(*a, **k)),
+        ("reschedule", lambda b, *a, **k: b.reschedule_message(*a, at=NOW, **k)),
+    ]:
+        yield Row(f"{name} no id", lambda b, c=call: c(b, ""), *bad, ("event_id", "empty"))
+        yield Row(f"{name} id", lambda b, c=call: c(b, "\ud800"), *bad, ("event_id",))
+        nobody = Event(EventType.CUSTOM, "t", event_id=None)  # type: ignore[arg-type]
+        yield Row(f"{name} None", lambda b, c=call, e=nobody: c(b, e), *bad, ("event_id", "None"))
+        yield Row(f"{name} type", lambda b, c=call: c(b, 5), *wrong, ("Event", "UUID", "int"))
+        yield Row(
+            f"{name} group type",
+            lambda b, c=call: c(b, ID, group=5),
+            *wrong,
+            ("group", "str", "int"),
+        )
+        yield Row(
+            f"{name} group unknown",
+            lambda b, c=call: c(b, ID, group="nope"),
+            NotFoundError,
+            Exception,
+            ("group", "nope"),
+        )
     yield Row(
         "reschedule type",
-        lambda b: b.reschedule_message("queue", ID, 5),
+        lambda b: b.reschedule_message(ID, 5),
         *wrong,
         ("datetime", "int"),
     )

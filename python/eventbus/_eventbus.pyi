@@ -104,7 +104,7 @@ class Event:
         payload: What happened: any value that ``eventbus.codec`` carries, usually a dict; ``{}`` by
             default.
         timestamp: When it was made, aware, in UTC by default.
-        event_id: Names it: the text of a random UUID by default.
+        event_id: Names it: the text of a new UUID by default.
         source: Who made it, or ``None``.
         correlation_id: Names what it belongs to, or ``None``.
         metadata: Further data about it; ``{}`` by default.
@@ -278,6 +278,7 @@ class CoreBus:
         correlation_id: str | None = None,
         source: str | None = None,
         metadata: dict[str, Any] | None = None,
+        event_id: str | UUID | None = None,
         connection: object = None,
     ) -> None:
         """Publish an event or a plain payload.
@@ -302,6 +303,8 @@ class CoreBus:
             correlation_id: Replaces the event's.
             source: Replaces the event's.
             metadata: Replaces the event's.
+            event_id: Replaces the event's: 1 to 255 bytes, or a UUID; ``cancel_message`` and its
+                siblings find what was published by it.
             connection: An asyncpg ``Connection`` or a psycopg ``AsyncConnection`` to the database
                 of a Postgres bus: the event is published when the transaction on it commits,
                 and never when that is rolled back.
@@ -402,11 +405,11 @@ class CoreBus:
         group: str,
         bindings: list[tuple[str, bool]] | None = None,
     ) -> Pending[int]: ...
-    def _message(self, group: str, id: str) -> Pending[list[dict[str, Any]]]: ...
+    def _messages(self, event: object, group: str | None) -> Pending[list[dict[str, Any]]]: ...
     def _message_action(
         self,
-        group: str,
-        id: str,
+        event: object,
+        group: str | None,
         action: Literal["cancel", "promote", "reschedule"],
         at: datetime | None,
     ) -> Pending[int]: ...

@@ -22,6 +22,7 @@ from typing import (
     overload,
     runtime_checkable,
 )
+from uuid import UUID
 
 from eventbus import dispatch, joined
 from eventbus._asyncio import calling_task
@@ -829,21 +830,74 @@ class Bus(CoreBus):
         """Let a paused group be claimed again."""
         await self._group_action("resume", _text("group", group))
 
-    async def message(self, group: str, message_id: str) -> list[MessageInfo]:
-        """Return the waiting and active copies of a message, one per binding that matched."""
-        return [MessageInfo(**copy) for copy in await self._message(group, message_id)]
+    async def message(
+        self, event: Event | str | UUID, *, group: str | None = None
+    ) -> list[MessageInfo]:
+        """Return where an event waits or is being handled.
 
-    async def cancel_message(self, group: str, message_id: str) -> int:
-        """Remove a waiting message; return how many copies were removed."""
-        return await self._message_action(group, message_id, "cancel", None)
+        Whoever published it knows its id: of the ``Event``, or given as ``event_id=`` to
+        ``publish``. There is one copy per group, binding that matched, and publish of the event,
+        however it was published: alone, in a batch, in a transaction once that is committed.
 
-    async def promote_message(self, group: str, message_id: str) -> int:
-        """Make a delayed message due now; return how many copies changed."""
-        return await self._message_action(group, message_id, "promote", None)
+        Args:
+            event: The event, or its ``event_id`` as text or UUID. A ``message_id`` that is another
+                means one publish of an event alone.
+            group: Only the copies of this group; of all groups by default.
 
-    async def reschedule_message(self, group: str, message_id: str, at: datetime) -> int:
-        """Make a waiting message due at another time; return how many copies changed."""
-        return await self._message_action(group, message_id, "reschedule", at)
+        Returns:
+            The copies by group, then in the order they were accepted; empty when it was handled, is
+            a dead letter, or is unknown.
+
+        Raises:
+            TypeError: ``event`` is no event, text or UUID.
+            InvalidArgumentError: The id is empty.
+            NotFoundError: There is no such group.
+        """
+        found = await self._messages(event, _group_or_all(group))
+        return [MessageInfo(**copy) for copy in found]
+
+    async def cancel_message(self, event: Event | str | UUID, *, group: str | None = None) -> int:
+        """Remove an event from the groups where it still waits.
+
+        A copy that is being handled stays: each is either cancelled or handled, never both. What
+        has the same ``key`` goes on, a ``unique`` name is free again. Arguments and errors as for
+        ``message``. Cancelling this call may leave it done in part.
+
+        Returns:
+            How many copies were removed: 0 when all of them are being handled or gone.
+        """
+        return await self._message_action(event, _group_or_all(group), "cancel", None)
+
+    async def promote_message(self, event: Event | str | UUID, *, group: str | None = None) -> int:
+        """Make a delayed event due now; arguments and errors as for ``message``.
+
+        One with a ``key`` keeps its place behind what was published before it.
+
+        Returns:
+            How many copies changed: what is ready already, or being handled, does not count.
+        """
+        return await self._message_action(event, _group_or_all(group), "promote", None)
+
+    async def reschedule_message(
+        self, event: Event | str | UUID, at: datetime, *, group: str | None = None
+    ) -> int:
+        """Make a waiting event due at another time.
+
+        Its ``key`` waits with it. A time in the past makes it due now. Arguments and errors as for
+        ``message``.
+
+        Args:
+            event: As for ``message``.
+            at: When it is due, by the server's clock: an aware datetime.
+            group: As for ``message``.
+
+        Returns:
+            How many copies changed; one that is being handled does not.
+
+        Raises:
+            InvalidArgumentError: ``at`` has no time zone.
+        """
+        return await self._message_action(event, _group_or_all(group), "reschedule", at)
 
     def dead_letters(self, group: str) -> DeadLetters:
         """Return the dead letters of a group: list, retry, discard."""
@@ -1129,6 +1183,10 @@ def _bindings(topic: Topics | None, pattern: str | None) -> list[tuple[str, bool
     if not bindings:
         raise TypeError("give a topic, several, or pattern=")
     return bindings
+
+
+def _group_or_all(group: str | None) -> str | None:
+    return None if group is None else _text("group", group)
 
 
 def _text(name: str, value: object) -> str:

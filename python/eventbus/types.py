@@ -71,6 +71,7 @@ class PublishOptions(TypedDict, total=False):
         correlation_id: Replaces the event's.
         source: Replaces the event's.
         metadata: Replaces the event's.
+        event_id: Replaces the event's: text or a UUID, to find again what was published.
     """
 
     key: str | None
@@ -83,6 +84,7 @@ class PublishOptions(TypedDict, total=False):
     correlation_id: str | None
     source: str | None
     metadata: dict[str, Any] | None
+    event_id: str | UUID | None
 
 
 def new_id() -> str:
@@ -181,11 +183,12 @@ class DeadLetter:
 
 @dataclass(frozen=True, slots=True)
 class MessageInfo:
-    """A message that waits in a group or is being handled.
+    """A copy of an event that waits in a group or is being handled.
 
     Attributes:
         group: The group.
-        message_id: Names it.
+        message_id: Names one publish of the event in all groups: the ``event_id`` where this is the
+            first of an event with an id of the bus's making, else a UUID of its own.
         topic: The topic it was published on.
         state: ``ready``, ``delayed`` or ``active``.
         at: When it is due, or its lease ends; aware, in UTC.

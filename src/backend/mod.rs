@@ -5,6 +5,7 @@
 //! and a stale token or failed precondition in one never touches another.
 
 mod feeds;
+pub mod identity;
 pub mod memory;
 pub mod postgres;
 pub mod redis;
@@ -37,7 +38,8 @@ pub struct Capabilities {
     pub max_partitions: u32,
 }
 
-/// Identity of a published message; every group copy of it has the same (UUID, 16 bytes).
+/// Identity of a published message; every group copy of it has the same (UUID, 16 bytes). It says
+/// which event the message carries, as [`identity`] describes.
 pub type MessageId = [u8; 16];
 
 /// Names an event in the kept broadcasts: the bytes of its id, or of a UUID made from it.
@@ -775,12 +777,20 @@ pub trait Backend: Send + Sync + std::fmt::Debug {
     /// Returns the figures of the bus.
     async fn inspect(&self) -> Result<Inspection>;
 
-    /// Lists waiting and active copies of a message in a group (one per binding that matched).
-    async fn message(&self, group: &str, id: MessageId) -> Result<Vec<MessageInfo>>;
+    /// Lists the waiting and active copies of every message that carries an event, in one group or in
+    /// all: one per publish and binding that matched, by group and order of acceptance. Dead letters
+    /// are not among them. The id of a message that is not the first finds it alone; see [`identity`].
+    async fn message(&self, group: Option<&str>, event: EventKey) -> Result<Vec<MessageInfo>>;
 
-    /// Applies an action to every waiting copy of a message in a group; returns how many changed.
-    /// Promoting changes only what is delayed; what is active is never changed.
-    async fn act_on(&self, group: &str, id: MessageId, action: MessageAction) -> Result<u64>;
+    /// Applies an action to what [`Backend::message`] lists and waits; returns how many changed. Promoting changes only what is delayed; what is active
+    /// is never changed. A copy is either changed or claimed, never both. Many copies are changed
+    /// in steps: a failure leaves those of earlier steps changed.
+    async fn act_on(
+        &self,
+        group: Option<&str>,
+        event: EventKey,
+        action: MessageAction,
+    ) -> Result<u64>;
 
     /// Lists dead letters, oldest first, after the message `after` (from the start when it is no
     /// longer there). Copies of one message stand together and are never torn by a page, so the last

@@ -21,7 +21,9 @@ use super::options::{self, PublishOptions};
 use super::publish::{Broadcast, Prepared, Publish, method_name};
 use super::runtime::{self, Origin};
 use super::stream::CoreSubscription;
-use crate::backend::{Backend, Due, EventKey, ListenRequest, MessageAction, Op, Transaction};
+use crate::backend::{
+    Backend, Due, EventKey, ListenRequest, MessageAction, MessageId, Op, Transaction,
+};
 use crate::bus::{self, Bus};
 use crate::clock::{Clock, ManualClock, SystemClock};
 use crate::codec::{self, Limits, Wire};
@@ -169,15 +171,17 @@ impl Shared {
         Ok((text, self.hub.find_route(name)))
     }
 
-    /// Encodes an event for the backend, which finds it again by its key.
+    /// Encodes an event for the backend, which finds it again by the id of its message and its key.
     fn encode(
         &self,
         event: &Bound<'_, PyEvent>,
         topic: &Arc<str>,
-    ) -> PyResult<(EventKey, bytes::Bytes)> {
+    ) -> PyResult<(MessageId, EventKey, bytes::Bytes)> {
         let limits = self.bus.limits();
         let core = event.get().to_core(event.py(), limits, topic)?;
-        Ok((core.event_id.key(), codec::encode(&core, self.wire, limits)?))
+        let body = codec::encode(&core, self.wire, limits)?;
+        let key = core.event_id.key();
+        Ok((event.get().message_id(&key), key, body))
     }
 
     /// Returns the topics of broadcasts that foreign processes of this wire do not see.
@@ -226,8 +230,7 @@ fn event_of(
     };
     match options {
         Some(options) if options.overrides() => {
-            let (source, correlation_id, metadata) = options.fields(py);
-            Py::new(py, event.get().with(py, source, correlation_id, metadata)?)
+            Py::new(py, event.get().with(py, options.replaced(py))?)
         }
         _ => Ok(event.unbind()),
     }
@@ -421,6 +424,8 @@ impl CoreBus {
     ///     correlation_id: Replaces the event's.
     ///     source: Replaces the event's.
     ///     metadata: Replaces the event's.
+    ///     event_id: Replaces the event's: 1 to 255 bytes, or a UUID; ``cancel_message`` and its
+    ///         siblings find what was published by it.
     ///     connection: An asyncpg ``Connection`` or a psycopg ``AsyncConnection`` to the database of
     ///         a Postgres bus: the event is published when the caller's transaction on it commits,
     ///         and never when that is rolled back.
@@ -442,11 +447,11 @@ impl CoreBus {
         signature = (
             topic, event, *, key=None, delay=None, at=None, priority=None, dedup_id=None,
             unique=None, expires_after=None, correlation_id=None, source=None, metadata=None,
-            connection=None
+            event_id=None, connection=None
         ),
         text_signature = "($self, topic, event, *, key=None, delay=None, at=None, priority=0, \
                           dedup_id=None, unique=None, expires_after=None, correlation_id=None, \
-                          source=None, metadata=None, connection=None)"
+                          source=None, metadata=None, event_id=None, connection=None)"
     )]
     #[allow(clippy::too_many_arguments)] // the public signature; a dict would cost a tuple per call
     fn publish<'py>(
@@ -463,6 +468,7 @@ impl CoreBus {
         correlation_id: Option<Bound<'py, PyAny>>,
         source: Option<Bound<'py, PyAny>>,
         metadata: Option<Bound<'py, PyAny>>,
+        event_id: Option<Bound<'py, PyAny>>,
         connection: Option<Bound<'py, PyAny>>,
     ) -> PyResult<Bound<'py, PyAny>> {
         let py = slf.py();
@@ -477,6 +483,7 @@ impl CoreBus {
             correlation_id,
             source,
             metadata,
+            event_id,
         ];
         if let Some(connection) = connection {
             let options = options::RawOptions::to_dict(py, given)?;
@@ -750,39 +757,41 @@ impl CoreBus {
         }))
     }
 
-    /// Lists the copies of a message in a group.
-    fn _message(slf: &Bound<'_, Self>, group: String, id: String) -> PyResult<Pending> {
+    /// Lists the waiting and active copies of an event, of one group or of all.
+    fn _messages(
+        slf: &Bound<'_, Self>,
+        event: &Bound<'_, PyAny>,
+        group: Option<String>,
+    ) -> PyResult<Pending> {
         let shared = Arc::clone(slf.get().ready(slf, "message")?);
+        let event = options::event_key(event, shared.bus.limits())?;
         Ok(Pending::new(move |_py| {
-            let id = options::message_id(&id)?;
             let backend = Arc::clone(shared.bus.backend());
-            Ok(Pending::run(async move { backend.message(&group, id).await }, |py, copies| {
-                options::message_infos(py, &copies)
-            }))
+            let list = async move { backend.message(group.as_deref(), event).await };
+            Ok(Pending::run(list, |py, copies| options::message_infos(py, &copies)))
         }))
     }
 
-    /// Cancels, promotes or reschedules a waiting message; returns how many copies changed.
+    /// Cancels, promotes or reschedules what waits of an event, in one group or in all; returns how
+    /// many copies changed.
     fn _message_action(
         slf: &Bound<'_, Self>,
-        group: String,
-        id: String,
+        event: &Bound<'_, PyAny>,
+        group: Option<String>,
         action: String,
-        at: Option<Py<PyAny>>,
+        at: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<Pending> {
         let shared = Arc::clone(slf.get().ready(slf, "message operation")?);
-        Ok(Pending::new(move |py| {
-            let id = options::message_id(&id)?;
-            let action = match (action.as_str(), at) {
-                ("cancel", _) => MessageAction::Cancel,
-                ("promote", _) => MessageAction::Promote,
-                (_, Some(at)) => {
-                    MessageAction::Reschedule(options::epoch_micros("at", at.bind(py))?)
-                }
-                (_, None) => return Err(PyTypeError::new_err("reschedule needs a time")),
-            };
+        let event = options::event_key(event, shared.bus.limits())?;
+        let action = match (action.as_str(), at) {
+            ("cancel", _) => MessageAction::Cancel,
+            ("promote", _) => MessageAction::Promote,
+            (_, Some(at)) => MessageAction::Reschedule(options::epoch_micros("at", at)?),
+            (_, None) => return Err(PyTypeError::new_err("reschedule needs a time")),
+        };
+        Ok(Pending::new(move |_py| {
             let backend = Arc::clone(shared.bus.backend());
-            let act = async move { backend.act_on(&group, id, action).await };
+            let act = async move { backend.act_on(group.as_deref(), event, action).await };
             Ok(Pending::run(act, options::number))
         }))
     }

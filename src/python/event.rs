@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use pyo3::PyTraverseError;
 use pyo3::basic::CompareOp;
@@ -19,6 +20,7 @@ use super::convert::time;
 use super::exit;
 use super::lazy::Lazy;
 use super::runtime;
+use crate::backend::{EventKey, MessageId, identity};
 use crate::clock::{Clock, SystemClock};
 use crate::codec::Limits;
 use crate::error::Error;
@@ -47,7 +49,7 @@ impl<'py> FromPyObject<'_, 'py> for Arg<'py> {
 ///     payload: What happened: any value that ``eventbus.codec`` carries, usually a dict; ``{}`` by
 ///         default.
 ///     timestamp: When it was made, aware, in UTC by default.
-///     event_id: Names it: the text of a random UUID by default.
+///     event_id: Names it: the text of a new UUID by default.
 ///     source: Who made it, or ``None``.
 ///     correlation_id: Names what it belongs to, or ``None``.
 ///     metadata: Further data about it; ``{}`` by default.
@@ -73,8 +75,9 @@ impl Drop for PyEvent {
 
 /// Where fields that were not touched yet come from.
 enum Origin {
-    /// Made in this process: the time and identity of its making.
-    Made { micros: i64, uuid: [u8; 16] },
+    /// Made in this process: the time of its making, its identity unless that was given, and whether
+    /// the next message is the first that carries this identity.
+    Made { micros: i64, uuid: [u8; 16], is_first: AtomicBool },
     /// Received: the decoded envelope, and the limits for what it carries.
     Received(Arc<Event>, Limits),
 }
@@ -109,6 +112,17 @@ pub(crate) fn random_uuid() -> [u8; 16] {
         }
     });
     *uuid::Builder::from_random_bytes(bytes).as_uuid().as_bytes()
+}
+
+/// Returns an identity for what is made at this time: a UUIDv7 (RFC 9562), as an index of such ids
+/// grows at its end. The random bits are of our own source, as the crate's would be a system call
+/// each.
+fn time_uuid(micros: i64) -> [u8; 16] {
+    let millis = u64::try_from(micros / 1000).unwrap_or(0);
+    let random = random_uuid();
+    let mut tail = [0; 10];
+    tail.copy_from_slice(&random[..10]);
+    *uuid::Builder::from_unix_timestamp_millis(millis, &tail).as_uuid().as_bytes()
 }
 
 /// Returns the member of `eventbus.EventType`.
@@ -150,8 +164,9 @@ impl PyEvent {
         given: [Option<Bound<'py, PyAny>>; 6],
     ) -> Self {
         let [payload, timestamp, event_id, source, correlation_id, metadata] = given;
-        let micros = if timestamp.is_none() { SystemClock.now() } else { 0 };
-        let uuid = if event_id.is_none() { random_uuid() } else { [0; 16] };
+        let is_first = event_id.is_none();
+        let micros = if timestamp.is_none() || is_first { SystemClock.now() } else { 0 };
+        let uuid = if is_first { time_uuid(micros) } else { [0; 16] };
         Self {
             kind: kind.unbind(),
             topic: Lazy::filled(Some(topic)),
@@ -161,7 +176,7 @@ impl PyEvent {
             source: Lazy::filled(source),
             correlation_id: Lazy::filled(correlation_id),
             metadata: Lazy::filled(metadata),
-            origin: Origin::Made { micros, uuid },
+            origin: Origin::Made { micros, uuid, is_first: AtomicBool::new(is_first) },
         }
     }
 
@@ -171,6 +186,8 @@ impl PyEvent {
         topic: &Bound<'_, PyString>,
         payload: &Bound<'_, PyAny>,
     ) -> PyResult<Self> {
+        let micros = SystemClock.now();
+        let uuid = time_uuid(micros);
         Ok(Self {
             kind: member(py, EventType::Custom)?,
             topic: Lazy::filled(Some(topic.as_any().clone())),
@@ -180,7 +197,7 @@ impl PyEvent {
             source: Lazy::empty(),
             correlation_id: Lazy::empty(),
             metadata: Lazy::empty(),
-            origin: Origin::Made { micros: SystemClock.now(), uuid: random_uuid() },
+            origin: Origin::Made { micros, uuid, is_first: AtomicBool::new(true) },
         })
     }
 
@@ -199,14 +216,19 @@ impl PyEvent {
         })
     }
 
-    /// Returns a copy in which the given fields are replaced.
+    /// Returns a copy in which the given fields are replaced: event id, source, correlation id,
+    /// metadata. If it keeps the identity, its message is the first instead of this one's.
     pub(crate) fn with(
         &self,
         py: Python<'_>,
-        source: Option<Bound<'_, PyAny>>,
-        correlation_id: Option<Bound<'_, PyAny>>,
-        metadata: Option<Bound<'_, PyAny>>,
+        [event_id, source, correlation_id, metadata]: [Option<Bound<'_, PyAny>>; 4],
     ) -> PyResult<Self> {
+        let (uuid, is_first) = match &self.origin {
+            Origin::Made { uuid, is_first, .. } if event_id.is_none() => {
+                (*uuid, is_first.swap(false, Ordering::Relaxed))
+            }
+            _ => ([0; 16], false),
+        };
         let or = |given: Option<Bound<'_, PyAny>>, own: PyResult<Py<PyAny>>| -> PyResult<Lazy> {
             let value = match given {
                 Some(value) => value,
@@ -219,12 +241,25 @@ impl PyEvent {
             topic: or(None, self.topic(py))?,
             payload: or(None, self.payload(py))?,
             timestamp: or(None, self.timestamp(py))?,
-            event_id: or(None, self.event_id(py))?,
+            event_id: or(event_id, self.event_id(py))?,
             source: or(source, self.source(py))?,
             correlation_id: or(correlation_id, self.correlation_id(py))?,
             metadata: or(metadata, self.metadata(py))?,
-            origin: Origin::Made { micros: 0, uuid: [0; 16] },
+            origin: Origin::Made { micros: 0, uuid, is_first: AtomicBool::new(is_first) },
         })
+    }
+
+    /// Returns the id of the next message that carries the event, whose key is given.
+    #[inline]
+    pub(crate) fn message_id(&self, key: &EventKey) -> MessageId {
+        match &self.origin {
+            Origin::Made { uuid, is_first, .. }
+                if uuid == key && is_first.swap(false, Ordering::Relaxed) =>
+            {
+                *key
+            }
+            _ => identity::again(key, &random_uuid()),
+        }
     }
 
     /// Encodes every field for a wire.
@@ -381,7 +416,7 @@ fn field_to_py<'py>(
     }
 }
 
-fn event_id_of(value: &Bound<'_, PyAny>, limits: &Limits) -> PyResult<EventId> {
+pub(crate) fn event_id_of(value: &Bound<'_, PyAny>, limits: &Limits) -> PyResult<EventId> {
     if let Ok(text) = value.cast_exact::<PyString>()
         && let Ok(text) = text.to_str()
         && let Ok(uuid) = uuid::Uuid::try_parse(text)
@@ -558,7 +593,7 @@ impl PyEvent {
 
     /// Returns a copy with another correlation id; everything else is the same object.
     fn with_correlation(&self, py: Python<'_>, correlation_id: Bound<'_, PyAny>) -> PyResult<Self> {
-        self.with(py, None, Some(correlation_id), None)
+        self.with(py, [None, None, Some(correlation_id), None])
     }
 
     fn __richcmp__(
@@ -622,7 +657,7 @@ impl PyEvent {
     }
 
     fn __copy__(slf: Bound<'_, Self>) -> PyResult<Self> {
-        slf.get().with(slf.py(), None, None, None)
+        slf.get().with(slf.py(), [None, None, None, None])
     }
 
     fn __deepcopy__<'py>(

@@ -9,12 +9,11 @@ use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDateTime, PyDelta, PyDeltaAccess, PyDict, PyInt, PyList, PyString};
 
 use super::convert::{self, time};
-use super::event::PyEvent;
+use super::event::{PyEvent, event_id_of};
 use crate::backend::{
     DeadLetter, Due, EventKey, Message, MessageId, MessageInfo, Op, Overflow, Record, Since,
 };
 use crate::bus::{ConsumeOptions, fresh_defaults};
-use crate::clock::{Clock, SystemClock};
 use crate::codec::{self, Limits};
 use crate::error::{Error, Result};
 use crate::event::{EventId, Field, WallTime};
@@ -41,6 +40,7 @@ pub(crate) struct RawOptions {
     pub(crate) correlation_id: Option<Py<PyAny>>,
     pub(crate) source: Option<Py<PyAny>>,
     pub(crate) metadata: Option<Py<PyAny>>,
+    pub(crate) event_id: Option<Py<PyAny>>,
 }
 
 /// The keyword arguments of `publish`, checked.
@@ -54,10 +54,14 @@ pub(crate) struct PublishOptions {
     correlation_id: Option<Py<PyAny>>,
     source: Option<Py<PyAny>>,
     metadata: Option<Py<PyAny>>,
+    event_id: Option<Py<PyAny>>,
 }
 
+/// How many keyword arguments `publish` takes.
+pub(crate) const OPTIONS: usize = 11;
+
 impl RawOptions {
-    const NAMES: [&str; 10] = [
+    const NAMES: [&str; OPTIONS] = [
         "key",
         "delay",
         "at",
@@ -68,10 +72,11 @@ impl RawOptions {
         "correlation_id",
         "source",
         "metadata",
+        "event_id",
     ];
 
     /// Takes the values in the order of `NAMES`.
-    pub(crate) fn from_values(given: [Option<Bound<'_, PyAny>>; 10]) -> Self {
+    pub(crate) fn from_values(given: [Option<Bound<'_, PyAny>>; OPTIONS]) -> Self {
         let [
             key,
             delay,
@@ -83,6 +88,7 @@ impl RawOptions {
             correlation_id,
             source,
             metadata,
+            event_id,
         ] = given.map(|value| value.map(Bound::unbind));
         Self {
             key,
@@ -95,13 +101,14 @@ impl RawOptions {
             correlation_id,
             source,
             metadata,
+            event_id,
         }
     }
 
     /// Returns the values in the order of `NAMES` as keyword arguments.
     pub(crate) fn to_dict<'py>(
         py: Python<'py>,
-        given: [Option<Bound<'py, PyAny>>; 10],
+        given: [Option<Bound<'py, PyAny>>; OPTIONS],
     ) -> PyResult<Bound<'py, PyDict>> {
         let options = PyDict::new(py);
         for (name, value) in Self::NAMES.iter().zip(given) {
@@ -113,7 +120,7 @@ impl RawOptions {
     }
 
     pub(crate) fn from_dict(options: &Bound<'_, PyDict>) -> PyResult<Self> {
-        let mut given = [const { None }; 10];
+        let mut given = [const { None }; OPTIONS];
         for (name, value) in options {
             let name: String = name.extract()?;
             let Some(place) = Self::NAMES.iter().position(|known| *known == name) else {
@@ -176,22 +183,25 @@ impl RawOptions {
             correlation_id: self.correlation_id,
             source: self.source,
             metadata: self.metadata,
+            event_id: event_id_option(py, self.event_id)?,
         })
     }
 }
 
-type Given<'py> = Option<Bound<'py, PyAny>>;
-
 impl PublishOptions {
     /// Whether fields of the event are replaced.
     pub(crate) fn overrides(&self) -> bool {
-        self.correlation_id.is_some() || self.source.is_some() || self.metadata.is_some()
+        self.fields().iter().any(|field| field.is_some())
     }
 
-    /// Returns source, correlation id and metadata.
-    pub(crate) fn fields<'py>(&self, py: Python<'py>) -> (Given<'py>, Given<'py>, Given<'py>) {
-        let bind = |value: &Option<Py<PyAny>>| value.as_ref().map(|value| value.bind(py).clone());
-        (bind(&self.source), bind(&self.correlation_id), bind(&self.metadata))
+    /// Returns event id, source, correlation id and metadata.
+    fn fields(&self) -> [&Option<Py<PyAny>>; 4] {
+        [&self.event_id, &self.source, &self.correlation_id, &self.metadata]
+    }
+
+    /// Returns them as bound to the interpreter.
+    pub(crate) fn replaced<'py>(&self, py: Python<'py>) -> [Option<Bound<'py, PyAny>>; 4] {
+        self.fields().map(|value| value.as_ref().map(|value| value.bind(py).clone()))
     }
 }
 
@@ -209,38 +219,70 @@ fn text_option(
     let Some(value) = value else { return Ok(None) };
     let value = value.bind(py);
     let text = value.cast::<PyString>().map_err(|_| wrong_type(what, "a str", value))?;
-    let text = text.to_str()?;
-    if text.is_empty() || text.len() > MAX_KEY {
-        return Err(Error::InvalidArgument {
-            what,
-            value: format!("of {} bytes", text.len()),
-            rule: "must be 1 to 255 bytes",
-        }
-        .into());
-    }
-    Ok(Some(text.into()))
+    Ok(Some(short_text(what, text.to_str()?)?.into()))
 }
 
-/// Returns a UUIDv7 (RFC 9562): the time of acceptance, then random bits from our own source, as
-/// the crate's would be a system call each.
-fn message_identity() -> MessageId {
-    let micros = SystemClock.now();
-    let millis = u64::try_from(micros / 1000).unwrap_or(0);
-    let random = super::event::random_uuid();
-    let mut tail = [0; 10];
-    tail.copy_from_slice(&random[..10]);
-    *uuid::Builder::from_unix_timestamp_millis(millis, &tail).as_uuid().as_bytes()
+fn short_text<'a>(what: &'static str, text: &'a str) -> Result<&'a str> {
+    if text.is_empty() || text.len() > MAX_KEY {
+        let value = format!("of {} bytes", text.len());
+        return Err(Error::InvalidArgument { what, value, rule: "must be 1 to 255 bytes" });
+    }
+    Ok(text)
+}
+
+/// Reads an event id as text: as it is, or of a `uuid.UUID`.
+fn event_id_option(py: Python<'_>, value: Option<Py<PyAny>>) -> PyResult<Option<Py<PyAny>>> {
+    let Some(value) = value else { return Ok(None) };
+    let value = value.bind(py);
+    let text = match value.cast::<PyString>() {
+        Ok(text) => text.clone(),
+        Err(_) if is_uuid(value)? => value.str()?,
+        Err(_) => return Err(wrong_type("event_id", "a str or a UUID", value)),
+    };
+    short_text("event_id", text.to_str()?)?;
+    Ok(Some(text.into_any().unbind()))
+}
+
+fn is_uuid(value: &Bound<'_, PyAny>) -> PyResult<bool> {
+    let class = value.get_type();
+    Ok(class.name()? == "UUID" && class.module()? == "uuid")
+}
+
+/// Reads which event is meant: an event, or its id as text or UUID.
+pub(crate) fn event_key(value: &Bound<'_, PyAny>, limits: &Limits) -> PyResult<EventKey> {
+    let refused = |value: String| {
+        let rule = "must be the event_id of a published event, and not empty";
+        Error::InvalidArgument { what: "event_id", value, rule }
+    };
+    if let Ok(text) = value.cast::<PyString>() {
+        let shown = || format!("{:?}", text.to_string_lossy().chars().take(80).collect::<String>());
+        let text = text.to_str().map_err(|_| refused(shown()))?;
+        if text.is_empty() {
+            return Err(refused(shown()).into());
+        }
+        return Ok(EventId::of(Field::Text(text.into())).key());
+    }
+    if is_uuid(value)? {
+        return Ok(EventId::of(Field::Text(value.str()?.to_str()?.into())).key());
+    }
+    let Some(id) = value.getattr_opt(pyo3::intern!(value.py(), "event_id"))? else {
+        return Err(wrong_type("event", "an Event, its event_id or a UUID", value));
+    };
+    if id.is_none() || id.eq("").unwrap_or(false) {
+        return Err(refused(id.repr()?.to_string()).into());
+    }
+    Ok(event_id_of(&id, limits)?.key())
 }
 
 /// Builds the message of a publish.
 pub(crate) fn message(
     topic: &Arc<str>,
-    (event, body): (EventKey, Bytes),
+    (id, event, body): (MessageId, EventKey, Bytes),
     options: Option<&PublishOptions>,
     broadcast: bool,
 ) -> Message {
     let mut message = Message {
-        id: message_identity(),
+        id,
         topic: Arc::clone(topic),
         event,
         body,
@@ -370,11 +412,10 @@ pub(crate) fn since(value: &Bound<'_, PyAny>) -> PyResult<Since> {
     if value.is_instance_of::<PyDateTime>() {
         return Ok(Since::Time(epoch_micros("since", value)?));
     }
-    let class = value.get_type();
-    if class.name()? == "UUID" && class.module()? == "uuid" {
+    if is_uuid(value)? {
         return Ok(event(value.str()?.to_str()?));
     }
-    let class = class.name()?;
+    let class = value.get_type().name()?;
     let text = format!("since must be 'beginning', an event_id or a datetime, not {class}");
     Err(PyTypeError::new_err(text))
 }

@@ -29,7 +29,8 @@ CALLS: dict[str, Any] = {
     "scan": lambda bus: bus.scan("k"),
     "inspect": lambda bus: bus.inspect(),
     "dead_letters": lambda bus: bus.dead_letters("g").list(),
-    "message": lambda bus: bus.message("g", "00000000-0000-0000-0000-000000000000"),
+    "message": lambda bus: bus.message("00000000-0000-0000-0000-000000000000"),
+    "cancel_message": lambda bus: bus.cancel_message("00000000-0000-0000-0000-000000000000"),
     "transaction": lambda bus: _commit(bus=bus),
 }
 

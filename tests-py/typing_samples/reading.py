@@ -5,6 +5,7 @@
 
 from datetime import UTC, datetime, timedelta
 from typing import assert_type
+from uuid import uuid4
 
 from eventbus import (
     Bus,
@@ -12,6 +13,7 @@ from eventbus import (
     Deliveries,
     Delivery,
     Event,
+    EventType,
     MessageInfo,
     Record,
     Stream,
@@ -83,9 +85,12 @@ async def operate(bus: Bus) -> None:
         assert_type(letter.event, Event | None)
         assert_type(await letters.retry(letter.message_id), int)
         assert_type(await letters.discard(letter.message_id), int)
-    assert_type(await bus.message("billing", "id"), list[MessageInfo])
-    assert_type(await bus.cancel_message("billing", "id"), int)
-    assert_type(await bus.reschedule_message("billing", "id", datetime.now(UTC)), int)
+    event = Event(EventType.CUSTOM, "orders")
+    assert_type(await bus.message("id"), list[MessageInfo])
+    assert_type(await bus.message(event, group="billing"), list[MessageInfo])
+    assert_type(await bus.cancel_message(event), int)
+    assert_type(await bus.promote_message(uuid4()), int)
+    assert_type(await bus.reschedule_message("id", datetime.now(UTC)), int)
     assert_type(await bus.declare_group("billing", ["a", "b"], max_length=5), None)
     assert_type(await bus.unbind("billing", "a"), int)
     assert_type(await bus.purge("billing"), int)
@@ -96,5 +101,5 @@ async def operate(bus: Bus) -> None:
     assert_type((await bus.health())["ok"], bool)
     assert_type(bus.counters, dict[str, int])
     assert_type(await bus.drain(timedelta(seconds=5)), None)
-    await bus.reschedule_message("billing", "id", 5.0)  # type: ignore[arg-type]
+    await bus.reschedule_message("id", 5.0)  # type: ignore[arg-type]
     await bus.purge()  # type: ignore[call-arg]

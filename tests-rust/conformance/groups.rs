@@ -136,8 +136,8 @@ pub async fn every_operation_names_an_unknown_group(fixture: &dyn Fixture) {
     check(case.bus.purge(g).await, g);
     check(case.bus.pause(g, true).await, g);
     check(case.bus.wait_ready(&case.request(g, 1)).await, g);
-    check(case.bus.message(g, new_id()).await, g);
-    check(case.bus.act_on(g, new_id(), MessageAction::Cancel).await, g);
+    check(case.bus.message(Some(g), new_id()).await, g);
+    check(case.bus.act_on(Some(g), new_id(), MessageAction::Cancel).await, g);
     check(case.bus.dead_letters(g, None, 1).await, g);
     check(case.bus.retry_dead(g, &[new_id()]).await, g);
     check(case.bus.discard_dead(g, &[new_id()]).await, g);

@@ -16,7 +16,7 @@ pub async fn the_figures_add_up_through_a_life(fixture: &dyn Fixture) {
     case.settle(&claimed[1], retry_after(LONG)).await.unwrap();
     case.reject(&claimed[2], "no").await;
     case.settle(&claimed[3], Outcome::Release).await.unwrap();
-    case.bus.act_on(&group, ids[5], MessageAction::Cancel).await.unwrap();
+    case.bus.act_on(Some(&group), ids[5], MessageAction::Cancel).await.unwrap();
     let stats = case.stats(&group).await;
     assert_eq!((stats.ready, stats.delayed, stats.in_flight, stats.dead), (2, 2, 0, 1));
     assert_eq!((stats.accepted, stats.acked, stats.retried, stats.removed), (7, 1, 1, 1));

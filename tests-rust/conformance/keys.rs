@@ -82,7 +82,7 @@ pub async fn a_cancelled_head_lets_the_next_go(fixture: &dyn Fixture) {
     let id = head.id;
     case.publish(head).await;
     case.publish(case.keyed("t", "2", "k")).await;
-    assert_eq!(case.bus.act_on(&group, id, MessageAction::Cancel).await.unwrap(), 1);
+    assert_eq!(case.bus.act_on(Some(&group), id, MessageAction::Cancel).await.unwrap(), 1);
     assert_eq!(case.drain(&group).await, ["2"]);
 }
 

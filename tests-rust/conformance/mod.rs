@@ -125,6 +125,12 @@ macro_rules! conformance {
                 a_delayed_message_can_be_promoted,
                 a_message_can_be_rescheduled,
                 the_same_id_twice_is_two_messages,
+                every_publish_of_an_event_is_found_by_it,
+                what_was_handled_released_or_buried_is_found_where_it_is,
+                many_publishes_of_an_event_are_all_acted_on,
+                a_rescheduled_head_keeps_its_key,
+                a_cancelled_message_gives_its_unique_key_back,
+                a_message_is_either_cancelled_or_handled,
             }
             priority { higher_goes_first_strictly_then_older, it_is_compared_across_bindings }
             publish {

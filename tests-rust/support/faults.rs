@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use eventbus::backend::{
-    Backend, Capabilities, ClaimRequest, Committed, DeadLetter, Delivery, GroupSpec, Inspection,
-    Lease, ListenRequest, Listener, MessageAction, MessageId, MessageInfo, Record, Transaction,
+    Backend, Capabilities, ClaimRequest, Committed, DeadLetter, Delivery, EventKey, GroupSpec,
+    Inspection, Lease, ListenRequest, Listener, MessageAction, MessageId, MessageInfo, Record,
+    Transaction,
 };
 use eventbus::error::{Error, Result};
 use eventbus::topic::Binding;
@@ -150,12 +151,17 @@ impl Backend for Faults {
         self.pass("inspect", self.inner.inspect()).await
     }
 
-    async fn message(&self, group: &str, id: MessageId) -> Result<Vec<MessageInfo>> {
-        self.pass("message", self.inner.message(group, id)).await
+    async fn message(&self, group: Option<&str>, event: EventKey) -> Result<Vec<MessageInfo>> {
+        self.pass("message", self.inner.message(group, event)).await
     }
 
-    async fn act_on(&self, group: &str, id: MessageId, action: MessageAction) -> Result<u64> {
-        self.pass("act_on", self.inner.act_on(group, id, action)).await
+    async fn act_on(
+        &self,
+        group: Option<&str>,
+        event: EventKey,
+        action: MessageAction,
+    ) -> Result<u64> {
+        self.pass("act_on", self.inner.act_on(group, event, action)).await
     }
 
     async fn dead_letters(

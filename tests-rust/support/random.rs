@@ -224,7 +224,7 @@ impl Run {
                 (MessageAction::Promote, changed.map(|copy| copy.due = now).count() as u64)
             }
         };
-        let changed = at_once(self.bus.act_on(&name(group), message_id(id), action)).unwrap();
+        let changed = at_once(self.bus.act_on(Some(&name(group)), message_id(id), action)).unwrap();
         assert_eq!(changed, expected);
     }
 

@@ -14,11 +14,11 @@ use super::micros;
 use super::ready::Ready;
 use super::slab::Slab;
 use super::wait::{Waiters, Wakes};
-use crate::backend::{Message, MessageId, Token};
+use crate::backend::{EventKey, Message, MessageId, Token, identity};
 use crate::config::MemoryConfig;
 use crate::topic::{Binding, RouteId};
 
-/// Ends the chain of copies that have one message id.
+/// Ends the chain of copies that stand under one id.
 const END: u32 = u32::MAX;
 
 /// Where a copy stands.
@@ -93,6 +93,7 @@ pub(super) struct Group {
     pub(super) bound: HashMap<Binding, u32, RandomState>,
     next_queue: u32,
     pub(super) copies: Slab<Copy>,
+    /// The newest copy of each chain, by `identity::shelf` of its message's id.
     by_id: HashMap<MessageId, u32, RandomState>,
     pub(super) keys: HashMap<Box<str>, BTreeMap<u64, u32>, RandomState>,
     pub(super) ready: u64,
@@ -228,7 +229,7 @@ impl Group {
             previous: END,
             next: END,
         });
-        if let Some(older) = self.by_id.insert(message.id, index) {
+        if let Some(older) = self.by_id.insert(identity::shelf(&message.id), index) {
             if let Some(copy) = self.copies.get_mut(older) {
                 copy.previous = index;
             }
@@ -256,9 +257,9 @@ impl Group {
         if let Some(newer) = self.copies.get_mut(copy.previous) {
             newer.next = copy.next;
         } else if copy.next == END {
-            self.by_id.remove(&copy.message.id);
+            self.by_id.remove(&identity::shelf(&copy.message.id));
         } else {
-            self.by_id.insert(copy.message.id, copy.next);
+            self.by_id.insert(identity::shelf(&copy.message.id), copy.next);
         }
         if let Some(older) = self.copies.get_mut(copy.next) {
             older.previous = copy.previous;
@@ -290,10 +291,20 @@ impl Group {
         Some(copy)
     }
 
-    /// Returns the copies of a message, newest first.
-    pub(super) fn copies_of(&self, id: &MessageId) -> Vec<u32> {
-        let first = self.by_id.get(id).copied();
-        let next = |index: &u32| self.copies.get(*index).map(|copy| copy.next);
-        std::iter::successors(first, next).take_while(|index| *index != END).collect()
+    /// Returns the copies of the messages that carry an event, in order of acceptance.
+    pub(super) fn copies_of(&self, event: &EventKey) -> Vec<u32> {
+        let mut found: Vec<(u64, u32)> = Vec::new();
+        let (others, _) = identity::range(event);
+        for (shelf, only) in [(identity::shelf(event), Some(event)), (others, None)] {
+            let mut index = self.by_id.get(&shelf).copied().unwrap_or(END);
+            while let Some(copy) = self.copies.get(index) {
+                if only.is_none_or(|id| copy.message.id == *id) {
+                    found.push((copy.seq, index));
+                }
+                index = copy.next;
+            }
+        }
+        found.sort_unstable();
+        found.into_iter().map(|(_, index)| index).collect()
     }
 }

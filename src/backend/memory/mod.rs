@@ -41,8 +41,9 @@ use self::wait::{Waiter, Wakes};
 use super::InProcess;
 use super::replay::{Hint, Kept, Replay, ReplayListener};
 use super::{
-    Backend, Capabilities, ClaimRequest, Committed, DeadLetter, Delivery, GroupSpec, Inspection,
-    Lease, ListenRequest, Listener, MessageAction, MessageId, MessageInfo, Record, Transaction,
+    Backend, Capabilities, ClaimRequest, Committed, DeadLetter, Delivery, EventKey, GroupSpec,
+    Inspection, Lease, ListenRequest, Listener, MessageAction, MessageId, MessageInfo, Record,
+    Transaction,
 };
 use crate::clock::{Clock, SystemClock};
 use crate::config::{MemoryConfig, Retention};
@@ -335,19 +336,22 @@ impl Backend for MemoryBackend {
         self.shared.with(|state, now, wakes| Ok(state.inspect(now, wakes)))
     }
 
-    async fn message(&self, group: &str, id: MessageId) -> Result<Vec<MessageInfo>> {
+    async fn message(&self, group: Option<&str>, event: EventKey) -> Result<Vec<MessageInfo>> {
         self.shared.with(|state, now, wakes| {
-            let group = state.group(group)?;
-            group.sweep(now, wakes);
-            Ok(group.describe(&id))
+            let groups = state.swept_or_all(group, now, wakes)?;
+            Ok(groups.into_iter().flat_map(|group| group.describe(&event)).collect())
         })
     }
 
-    async fn act_on(&self, group: &str, id: MessageId, action: MessageAction) -> Result<u64> {
+    async fn act_on(
+        &self,
+        group: Option<&str>,
+        event: EventKey,
+        action: MessageAction,
+    ) -> Result<u64> {
         self.shared.with(|state, now, wakes| {
-            let group = state.group(group)?;
-            group.sweep(now, wakes);
-            Ok(group.act_on(&id, action, now, wakes))
+            let groups = state.swept_or_all(group, now, wakes)?;
+            Ok(groups.into_iter().map(|group| group.act_on(&event, action, now, wakes)).sum())
         })
     }
 

@@ -7,7 +7,7 @@ use super::group::{Copy, Group, Place};
 use super::micros;
 use super::wait::Wakes;
 use crate::backend::{
-    DeadLetter, GroupStats, Lease, MessageAction, MessageId, MessageInfo, MessageState,
+    DeadLetter, EventKey, GroupStats, Lease, MessageAction, MessageId, MessageInfo, MessageState,
 };
 use crate::error::{Error, Result};
 use crate::topic::Binding;
@@ -40,10 +40,8 @@ impl Group {
         self.waiters.all(wakes);
     }
 
-    pub(super) fn describe(&self, id: &MessageId) -> Vec<MessageInfo> {
-        let mut copies: Vec<&Copy> =
-            self.copies_of(id).into_iter().filter_map(|index| self.copies.get(index)).collect();
-        copies.sort_by_key(|copy| copy.seq);
+    pub(super) fn describe(&self, event: &EventKey) -> Vec<MessageInfo> {
+        let copies = self.copies_of(event);
         let info = |copy: &Copy| MessageInfo {
             group: Arc::clone(&self.name),
             binding: copy.queue,
@@ -58,19 +56,19 @@ impl Group {
             attempts: copy.attempts,
             priority: copy.message.priority,
         };
-        copies.into_iter().map(info).collect()
+        copies.into_iter().filter_map(|index| self.copies.get(index)).map(info).collect()
     }
 
-    /// Applies an action to the waiting copies of a message; returns how many changed.
+    /// Applies an action to the waiting copies of an event; returns how many changed.
     pub(super) fn act_on(
         &mut self,
-        id: &MessageId,
+        event: &EventKey,
         action: MessageAction,
         now: i64,
         wakes: &mut Wakes,
     ) -> u64 {
         let mut changed = 0;
-        for index in self.copies_of(id) {
+        for index in self.copies_of(event) {
             let place = self.copies.get(index).map_or(Place::Active, |copy| copy.place);
             match (action, place) {
                 (_, Place::Active) => continue,

@@ -66,6 +66,22 @@ impl State {
         Ok(group)
     }
 
+    /// Returns one group, or all by name, as they are at this time.
+    pub(super) fn swept_or_all(
+        &mut self,
+        name: Option<&str>,
+        now: i64,
+        wakes: &mut Wakes,
+    ) -> Result<Vec<&mut Group>> {
+        let mut groups: Vec<&mut Group> = match name {
+            Some(name) => vec![self.group(name)?],
+            None => self.groups.iter_mut().collect(),
+        };
+        groups.sort_by(|a, b| a.name.cmp(&b.name));
+        groups.iter_mut().for_each(|group| group.sweep(now, wakes));
+        Ok(groups)
+    }
+
     pub(super) fn declare(&mut self, spec: GroupSpec, wakes: &mut Wakes) -> Result<()> {
         crate::topic::validate_group(&spec.name)?;
         if spec.max_length == Some(0) {

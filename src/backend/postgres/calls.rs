@@ -55,8 +55,8 @@ calls! {
     DROP_GROUP = "drop_group", "delete_group", false, [INT4];
     PURGE = "purge", "purge", false, [TEXT];
     PAUSE = "pause", "pause", false, [TEXT, BOOL];
-    MESSAGE = "message", "message", false, [TEXT, UUID];
-    ACT_ON = "act_on", "act_on", false, [TEXT, UUID, INT2, INT8];
+    MESSAGES = "event_messages", "message", false, [TEXT, UUID, UUID, UUID, INT8];
+    ACT_ON = "act_on_event", "act_on", false, [TEXT, UUID, UUID, UUID, INT8, INT2, INT8];
     LIST_DEAD = "list_dead", "dead_letters", false, [TEXT, UUID, INT8, INT8, INT8];
     RETRY_DEAD = "retry_dead", "retry_dead", false, [TEXT, UUID_ARRAY, INT8, INT8];
     DISCARD_DEAD = "discard_dead", "discard_dead", false, [TEXT, UUID_ARRAY, INT8, INT8];

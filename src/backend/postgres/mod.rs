@@ -26,6 +26,7 @@ mod joined;
 mod kept;
 mod link;
 mod live;
+mod messages;
 mod migration;
 mod operate;
 mod parcel;
@@ -56,8 +57,8 @@ use self::live::Live;
 use self::operate::storable;
 use super::{
     Backend, Capabilities, ClaimRequest, Committed, ConnectionState, DeadLetter, Delivery,
-    GroupSpec, Health, Inspection, Joins, Lease, ListenRequest, Listener, Message, MessageAction,
-    MessageId, MessageInfo, Op, Record, Transaction,
+    EventKey, GroupSpec, Health, Inspection, Joins, Lease, ListenRequest, Listener, Message,
+    MessageAction, MessageId, MessageInfo, Op, Record, Transaction,
 };
 use crate::config::PostgresConfig;
 use crate::error::{Error, Result};
@@ -318,12 +319,17 @@ impl Backend for PostgresBackend {
         self.run(async |live| live.inspect().await).await
     }
 
-    async fn message(&self, group: &str, id: MessageId) -> Result<Vec<MessageInfo>> {
-        self.run(async |live| live.message(group, id).await).await
+    async fn message(&self, group: Option<&str>, event: EventKey) -> Result<Vec<MessageInfo>> {
+        self.run(async |live| live.messages(group, event).await).await
     }
 
-    async fn act_on(&self, group: &str, id: MessageId, action: MessageAction) -> Result<u64> {
-        self.run(async |live| live.act_on(group, id, action).await).await
+    async fn act_on(
+        &self,
+        group: Option<&str>,
+        event: EventKey,
+        action: MessageAction,
+    ) -> Result<u64> {
+        self.run(async |live| live.act_on(group, event, action).await).await
     }
 
     async fn dead_letters(

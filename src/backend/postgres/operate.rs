@@ -11,10 +11,7 @@ use super::claims::{split, unsigned};
 use super::live::Live;
 use super::session::Argument;
 use super::step::{reason, signed};
-use crate::backend::{
-    DeadLetter, GroupSpec, GroupStats, Inspection, MessageAction, MessageId, MessageInfo,
-    MessageState,
-};
+use crate::backend::{DeadLetter, GroupSpec, GroupStats, Inspection, MessageId};
 use crate::error::{Error, Result};
 use crate::topic::Binding;
 
@@ -102,45 +99,6 @@ impl Live {
 
     pub(super) async fn pause(&self, group: &str, paused: bool) -> Result<()> {
         self.pool.call(&calls::PAUSE, &[&group, &paused], group).await.map(drop)
-    }
-
-    pub(super) async fn message(&self, group: &str, id: MessageId) -> Result<Vec<MessageInfo>> {
-        let message = Uuid::from_bytes(id);
-        let rows = self.pool.call(&calls::MESSAGE, &[&group, &message], group).await?;
-        let group: Arc<str> = group.into();
-        let info = |row: &Row| {
-            Ok(MessageInfo {
-                group: Arc::clone(&group),
-                binding: unsigned(column(row, 0)?),
-                message: id,
-                topic: column::<&str>(row, 1)?.into(),
-                state: match column::<i16>(row, 2)? {
-                    2 => MessageState::Delayed,
-                    3 => MessageState::Active,
-                    _ => MessageState::Ready,
-                },
-                at: column(row, 3)?,
-                attempts: unsigned(column(row, 4)?),
-                priority: column(row, 5)?,
-            })
-        };
-        rows.iter().map(info).collect()
-    }
-
-    pub(super) async fn act_on(
-        &self,
-        group: &str,
-        id: MessageId,
-        action: MessageAction,
-    ) -> Result<u64> {
-        let (number, at) = match action {
-            MessageAction::Cancel => (0i16, None),
-            MessageAction::Reschedule(at) => (1, Some(at)),
-            MessageAction::Promote => (2, None),
-        };
-        let id = Uuid::from_bytes(id);
-        let arguments: [Argument<'_>; 4] = [&group, &id, &number, &at];
-        count(&self.pool.call(&calls::ACT_ON, &arguments, group).await?)
     }
 
     pub(super) async fn dead_letters(

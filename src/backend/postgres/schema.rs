@@ -14,6 +14,7 @@ const MIGRATIONS: &[&[&str]] = &[&[
     include_str!("sql/v1/joined.sql"),
     include_str!("sql/v1/claim.sql"),
     include_str!("sql/v1/groups.sql"),
+    include_str!("sql/v1/messages.sql"),
     include_str!("sql/v1/care.sql"),
     include_str!("sql/v1/kept.sql"),
 ]];

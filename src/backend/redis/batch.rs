@@ -10,7 +10,7 @@ use super::message::{self, write_nil_or, write_text};
 use super::registry::Registry;
 use super::{dead_reason, micros};
 use crate::backend::{
-    Accepted, Committed, Due, Lease, Message, Op, Outcome, Transaction, cut_error,
+    Accepted, Committed, Due, Lease, Message, Op, Outcome, Transaction, cut_error, identity,
 };
 use crate::error::{Error, Result};
 
@@ -79,6 +79,15 @@ pub(super) fn is_plain(message: &Message) -> bool {
 
 fn is_plain_publish(op: &Op) -> bool {
     matches!(op, Op::Publish(message) if is_plain(message))
+}
+
+/// Whether a message is not the first of its event: the script keeps an index of these.
+fn is_of_others(op: &Op) -> bool {
+    match op {
+        Op::Publish(message) => identity::is_again(&message.id),
+        Op::Settle(lease, _) => identity::is_again(&lease.message),
+        Op::Put { .. } | Op::Delete { .. } => false,
+    }
 }
 
 /// The topics of a batch, each with its channel and targets, named by index.
@@ -235,7 +244,7 @@ impl Batch {
             write_part(&mut segments, part, transactions, &mut topics, &mut queues);
         }
         let mut bytes = Vec::with_capacity(segments.len() + topics.out.len() + 128);
-        array(&mut bytes, 8);
+        array(&mut bytes, 9);
         write_text(&mut bytes, header.registry.version.as_bytes());
         write_text(&mut bytes, header.producer.as_bytes());
         number(&mut bytes, header.number);
@@ -247,6 +256,7 @@ impl Batch {
         number(&mut bytes, window);
         flag(&mut bytes, header.again);
         flag(&mut bytes, header.registry.keeps);
+        flag(&mut bytes, transactions.iter().flat_map(|one| &one.ops).any(is_of_others));
         Self { bytes, parts, queues }
     }
 

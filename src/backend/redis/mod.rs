@@ -25,6 +25,7 @@ mod lanes;
 mod link;
 mod listen;
 mod message;
+mod messages;
 mod operate;
 mod raw;
 mod registry;
@@ -49,8 +50,8 @@ use self::session::Session;
 use super::replay::{Kept, Replay};
 use super::{
     Backend, Capabilities, ClaimRequest, Committed, ConnectionState, DeadLetter, Delivery,
-    GroupSpec, Health, Inspection, Lease, ListenRequest, Listener, MessageAction, MessageId,
-    MessageInfo, Op, Record, Transaction,
+    EventKey, GroupSpec, Health, Inspection, Lease, ListenRequest, Listener, MessageAction,
+    MessageId, MessageInfo, Op, Record, Transaction,
 };
 use crate::config::RedisConfig;
 use crate::error::{Error, Result};
@@ -245,12 +246,17 @@ impl Backend for RedisBackend {
         self.session()?.inspect().await
     }
 
-    async fn message(&self, group: &str, id: MessageId) -> Result<Vec<MessageInfo>> {
-        self.session()?.message(group, id).await
+    async fn message(&self, group: Option<&str>, event: EventKey) -> Result<Vec<MessageInfo>> {
+        self.session()?.messages(group, event).await
     }
 
-    async fn act_on(&self, group: &str, id: MessageId, action: MessageAction) -> Result<u64> {
-        self.session()?.act_on(group, id, action).await
+    async fn act_on(
+        &self,
+        group: Option<&str>,
+        event: EventKey,
+        action: MessageAction,
+    ) -> Result<u64> {
+        self.session()?.act_on(group, event, action).await
     }
 
     async fn dead_letters(

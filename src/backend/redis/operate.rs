@@ -10,32 +10,29 @@ use super::message::{self, HEAD};
 use super::registry::{read_binding, text, write_binding};
 use super::session::Session;
 use super::{checks, dead_reason, scripts};
-use crate::backend::{
-    DeadLetter, GroupSpec, GroupStats, Inspection, MessageAction, MessageId, MessageInfo,
-    MessageState, Record,
-};
+use crate::backend::{DeadLetter, GroupSpec, GroupStats, Inspection, MessageId, Record};
 use crate::error::{Error, Result};
 use crate::topic::{self, Binding};
 
 /// Most messages removed by one run of a script.
 const AT_ONCE: u64 = 5000;
 
-fn nonsense() -> Error {
+pub(super) fn nonsense() -> Error {
     Error::Internal { reason: "a script gave an answer that cannot be read".into() }
 }
 
-fn array(value: Value) -> Result<Vec<Value>> {
+pub(super) fn array(value: Value) -> Result<Vec<Value>> {
     match value {
         Value::Array(parts) => Ok(parts),
         _ => Err(nonsense()),
     }
 }
 
-fn number<T: std::str::FromStr>(value: Option<Value>) -> Result<T> {
+pub(super) fn number<T: std::str::FromStr>(value: Option<Value>) -> Result<T> {
     value.and_then(text).and_then(|text| text.parse().ok()).ok_or_else(nonsense)
 }
 
-fn bytes(value: Option<Value>) -> Result<Bytes> {
+pub(super) fn bytes(value: Option<Value>) -> Result<Bytes> {
     match value {
         Some(Value::BulkString(bytes)) => Ok(Bytes::from(bytes)),
         _ => Err(nonsense()),
@@ -50,8 +47,19 @@ impl Session {
         group: &str,
         arguments: impl FnOnce(&mut Cmd),
     ) -> Result<std::vec::IntoIter<Value>> {
+        self.operate_by(&scripts::ADMIN, operation, group, arguments).await
+    }
+
+    /// As `operate`, by another script.
+    pub(super) async fn operate_by(
+        &self,
+        script: &'static scripts::Script,
+        operation: &'static str,
+        group: &str,
+        arguments: impl FnOnce(&mut Cmd),
+    ) -> Result<std::vec::IntoIter<Value>> {
         let answer = self
-            .script(operation, &scripts::ADMIN, |command| {
+            .script(operation, script, |command| {
                 command.arg(operation).arg(group.as_bytes());
                 arguments(command);
             })
@@ -156,55 +164,6 @@ impl Session {
         }
         inspection.groups.sort_by(|a, b| a.group.cmp(&b.group));
         Ok(inspection)
-    }
-
-    pub(super) async fn message(&self, group: &str, id: MessageId) -> Result<Vec<MessageInfo>> {
-        let name: Arc<str> = group.into();
-        let copies = self
-            .operate("message", group, |command| {
-                command.arg(&id);
-            })
-            .await?;
-        let info = |copy| {
-            let mut parts = array(copy)?.into_iter();
-            let binding = number(parts.next())?;
-            let topic: String = parts.next().and_then(text).ok_or_else(nonsense)?;
-            let state = match parts.next().and_then(text).as_deref() {
-                Some("active") => MessageState::Active,
-                Some("delayed") => MessageState::Delayed,
-                _ => MessageState::Ready,
-            };
-            Ok(MessageInfo {
-                group: Arc::clone(&name),
-                binding,
-                message: id,
-                topic: topic.into(),
-                state,
-                at: number(parts.next())?,
-                attempts: number(parts.next())?,
-                priority: number(parts.next())?,
-            })
-        };
-        copies.map(info).collect()
-    }
-
-    pub(super) async fn act_on(
-        &self,
-        group: &str,
-        id: MessageId,
-        action: MessageAction,
-    ) -> Result<u64> {
-        let (name, at) = match action {
-            MessageAction::Cancel => ("cancel", 0),
-            MessageAction::Reschedule(at) => ("reschedule", at),
-            MessageAction::Promote => ("promote", 0),
-        };
-        let mut parts = self
-            .operate("act", group, |command| {
-                command.arg(&id).arg(name).arg(at);
-            })
-            .await?;
-        number(parts.next())
     }
 
     pub(super) async fn dead_letters(

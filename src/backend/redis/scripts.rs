@@ -24,14 +24,16 @@ pub(super) static READ: LazyLock<Script> = script!("base", "lib", "records", "re
 /// Declares groups; what operators see and do.
 pub(super) static ADMIN: LazyLock<Script> =
     script!("base", "lib", "kept", "group", "records", "admin");
+/// Finds, cancels, promotes and reschedules the messages of an event.
+pub(super) static MESSAGES: LazyLock<Script> = script!("base", "lib", "group", "messages");
 /// Reads what is kept for replay.
 pub(super) static REPLAY: LazyLock<Script> = script!("base", "lib", "kept", "replay");
 /// Passes a wake-up on.
 pub(super) static PASS: LazyLock<Script> = script!("base", "pass");
 
 /// All of them, to be loaded when a connection is made.
-pub(super) fn all() -> [&'static Script; 8] {
-    [&COMMIT, &SINGLE, &CLAIM, &RENEW, &READ, &ADMIN, &REPLAY, &PASS]
+pub(super) fn all() -> [&'static Script; 9] {
+    [&COMMIT, &SINGLE, &CLAIM, &RENEW, &READ, &ADMIN, &MESSAGES, &REPLAY, &PASS]
 }
 
 /// One script.

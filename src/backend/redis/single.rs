@@ -4,10 +4,10 @@ use redis::Cmd;
 
 use super::batch::{Batch, Header, is_plain};
 use super::{message, scripts};
-use crate::backend::{Op, Transaction};
+use crate::backend::{Op, Transaction, identity};
 
-/// Returns the command for a batch that is one plain publish, kept by one queue at most and not for
-/// replay, with what reads its answer; `None` for any other.
+/// Returns the command for a batch that is one plain publish of a new event, kept by one queue at most
+/// and not for replay, with what reads its answer; `None` for any other.
 pub(super) fn write(
     header: &Header<'_>,
     prefix: &str,
@@ -19,7 +19,7 @@ pub(super) fn write(
         return None;
     }
     let targets = header.registry.targets(&message.topic);
-    if targets.len() > 1 {
+    if targets.len() > 1 || (!targets.is_empty() && identity::is_again(&message.id)) {
         return None;
     }
     let (how, frame) = match (message.is_heard(), header.channels.bare) {

@@ -157,7 +157,7 @@ if operation == 'delete' then
   for queue = 0, last_queue do
     call('UNLINK', G .. 'l' .. queue, G .. 'z' .. queue, G .. 'w' .. queue)
   end
-  for part in string.gmatch('m c s i b d t a e k u D L q', '%a') do
+  for part in string.gmatch('m c s i r b d t a e k u D L q', '%a') do
     call('UNLINK', G .. part)
   end
   call('HDEL', P .. 'names', name)
@@ -180,54 +180,6 @@ if operation == 'pause' then
 end
 
 sweep(group)
-
-if operation == 'message' then
-  -- id; answers per copy: queue, topic, state, at, attempts, priority
-  local answer = { 'ok' }
-  for seq in string.gmatch(call('HGET', G .. 'i', ARGV[3]) or '', '[^,]+') do
-    local copy, state = load_copy(group, seq), load_state(group, seq)
-    if copy and copy.id then
-      local leased, due = call('ZSCORE', G .. 't', seq), call('ZSCORE', G .. 'd', seq)
-      local where, at = 'ready', math.max(copy.accepted, state.since)
-      if leased then
-        where, at = 'active', tonumber(leased)
-      elseif due then
-        where, at = 'delayed', tonumber(due)
-      end
-      answer[#answer + 1] = {
-        copy.queue, copy.topic, where, int(at), int(state.attempts), int(copy.priority),
-      }
-    end
-  end
-  wake_waiting(group)
-  return answer
-end
-
-if operation == 'act' then
-  -- id, action, at
-  local changes = 0
-  for seq in string.gmatch(call('HGET', G .. 'i', ARGV[3]) or '', '[^,]+') do
-    local copy = load_copy(group, seq)
-    local active = call('HEXISTS', G .. 'a', seq) == 1
-    local delayed = call('ZSCORE', G .. 'd', seq)
-    local action = ARGV[4]
-    if copy and not active and (action ~= 'promote' or delayed) then
-      displace(group, copy)
-      if action == 'cancel' then
-        discard(group, copy)
-      else
-        local at = action == 'promote' and now or tonumber(ARGV[5])
-        local state = load_state(group, seq)
-        state.since = math.max(at, now)
-        save_state(group, seq, state)
-        place(group, copy, at)
-      end
-      changes = changes + 1
-    end
-  end
-  wake_waiting(group)
-  return { 'ok', changes }
-end
 
 trim_dead(group)
 
@@ -297,8 +249,7 @@ if operation == 'retry_dead' then
         local kind = string.sub(letter[8], HEAD, HEAD)
         local head = struct.pack('>ddI4c1', now, copy.expires, tonumber(queue), kind)
         call('HSET', G .. 'c', seq, head .. message)
-        local seqs = call('HGET', G .. 'i', copy.id)
-        call('HSET', G .. 'i', copy.id, seqs and seqs .. ',' .. seq or seq)
+        note_id(group, copy.id, seq)
         if unique then
           call('HSET', G .. 'u', queue .. ':' .. unique, seq)
         end

@@ -8,6 +8,7 @@
 --   c  hash   seq -> head (accepted, expires, queue, kind) .. message
 --   s  hash   seq -> attempts:crashes:since:error, for what was claimed or moved before
 --   i  hash   message id -> its seqs, joined by commas
+--   r         of these, the ids that are not the first of their event (see is_again)
 --   l<queue>  list of ready seqs: what was accepted plain and never moved
 --   z<queue>  ready seqs that need an order: score -priority
 --   b, d, t   blocked behind their key, delayed (score due), leased (score end of lease)

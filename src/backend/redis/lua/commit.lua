@@ -1,10 +1,11 @@
 -- A batch of transactions, first part: runs of plain publishes and plain acknowledgements, in bulk.
 --
--- ARGV[1] is msgpack: [version, producer, number, topics, segments, dedup_window, again, keeps]
+-- ARGV[1] is msgpack: [version, producer, number, topics, segments, dedup_window, again, keeps, others]
 --   version   of the registry of bindings that the targets were computed with
 --   number    counts the batches of the producer: a batch sent again answers what it did before
 --   again     whether it was sent before
 --   keeps     whether broadcasts are kept for replay, as the registry says
+--   others    whether there is a message among them that is not the first of its event
 --   topics    [[channel, [g, queue, g, queue, ...], topic if keeps], ...], named by index from 1
 --   segments  ['p', topic, message, frame, ...]             plain publishes
 --             ['P', topic, message, frame, ...]             the same, as one transaction
@@ -16,7 +17,7 @@
 -- Answers 'STALE', or msgpack: one result per segment.
 local batch = cmsgpack.unpack(ARGV[1])
 local version, producer, number = batch[1], batch[2], batch[3]
-local topics, segments, dedup_window = batch[4], batch[5], batch[6]
+local topics, segments, dedup_window, others = batch[4], batch[5], batch[6], batch[9]
 
 local slot = P .. 'p:' .. producer
 local last = batch[7] and call('GET', slot)
@@ -76,6 +77,20 @@ local function broadcast(topic, message, frame)
     flush()
     call('PUBLISH', topic[1], frame)
   end
+end
+
+-- Notes in the index of a group the ids that are not the first of their event; or forgets them.
+local function index_others(G, ids, command)
+  local found = {}
+  for _, id in ipairs(ids) do
+    if is_again(id) then
+      if command == 'ZADD' then
+        found[#found + 1] = 0
+      end
+      found[#found + 1] = id
+    end
+  end
+  bulk(command, G .. 'r', found)
 end
 
 -- Whether every group has room for what a run adds; tells which are paused.
@@ -147,6 +162,9 @@ local function publish_run(run)
           fields[#fields + 1] = seqs
         end
         bulk('HSET', G .. 'i', fields)
+      end
+      if others then
+        index_others(G, group.ids, 'ZADD')
       end
       call('HINCRBY', G .. 'm', 'accepted', #group.seqs)
       for queue, list in pairs(group.lists) do
@@ -236,6 +254,9 @@ local function ack_run(run)
     bulk('ZREM', G .. 't', done_seqs)
     bulk('HDEL', G .. 's', moved)
     bulk('HDEL', G .. 'i', done_ids)
+    if others then
+      index_others(G, done_ids, 'ZREM')
+    end
     call('HINCRBY', G .. 'm', 'acked', #done_seqs)
   end
   return left, lost

@@ -102,11 +102,23 @@ local function unlease(group, seq)
   call('ZREM', group.G .. 't', seq)
 end
 
+local function note_id(group, id, seq)
+  local key = group.G .. 'i'
+  local seqs = call('HGET', key, id)
+  call('HSET', key, id, seqs and seqs .. ',' .. seq or seq)
+  if is_again(id) then
+    call('ZADD', group.G .. 'r', 0, id)
+  end
+end
+
 local function forget_id(group, id, seq)
   local key = group.G .. 'i'
   local seqs = call('HGET', key, id)
   if not seqs or seqs == seq then
     call('HDEL', key, id)
+    if is_again(id) then
+      call('ZREM', group.G .. 'r', id)
+    end
     return
   end
   local left = {}

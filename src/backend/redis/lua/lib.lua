@@ -65,3 +65,10 @@ local function look_at(group, at)
     call('HSET', group.G .. 'm', 'next', int(at))
   end
 end
+
+-- Whether a message is one of several that may carry its event: then its id stands in an index, too.
+-- Its version, the upper half of byte 7, is 8.
+local function is_again(id)
+  local version = string.byte(id, 7) or 0
+  return version >= 128 and version < 144
+end

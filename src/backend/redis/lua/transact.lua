@@ -134,8 +134,7 @@ local function store(op, found)
     local kind = (ttl or key or options[7]) and 'x' or 'p'
     local head = struct.pack('>ddI4c1', now, expires, tonumber(queue), kind)
     call('HSET', G .. 'c', seq, head .. message)
-    local seqs = call('HGET', G .. 'i', id)
-    call('HSET', G .. 'i', id, seqs and seqs .. ',' .. seq or seq)
+    note_id(group, id, seq)
     if options[7] then
       call('HSET', G .. 'u', queue .. ':' .. options[7], seq)
     end
