@@ -24,6 +24,7 @@ from eventbus.errors import (
     Retry,
 )
 from eventbus.handlers import calling
+from eventbus.names import shown
 from eventbus.signatures import handler_name
 from eventbus.subscription import Handler
 from eventbus.threads import Threads
@@ -131,7 +132,7 @@ class Consumer:
         if isinstance(argument, list):
             return f"group={self.group} events={len(argument)}"
         event = argument if isinstance(argument, Event) else argument.event
-        return f"group={self.group} topic={event.topic} event_id={event.event_id}"
+        return f"group={self.group} topic={shown(event.topic)} event_id={event.event_id}"
 
     async def _work(self, runner: Runner) -> None:
         """Handle deliveries one after the other; the runner asks back when one goes wrong."""

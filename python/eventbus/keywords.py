@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TypedDict
 
-from eventbus.config import DeliveryMode, Overflow, RetryPolicy, Seconds
+from eventbus.config import DeliveryMode, Overflow, RetryPolicy, RunIn, Seconds
 from eventbus.subscription import GapHandler
 from eventbus.types import Since
 
@@ -28,6 +28,7 @@ class ConsumeKeywords(TypedDict, total=False):
     concurrency: int
     batch: int | None
     timeout: Seconds | None
+    run_in: RunIn
     lease: Seconds
     max_lease: Seconds
     max_length: int | None

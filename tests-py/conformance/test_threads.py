@@ -330,6 +330,25 @@ async def test_a_function_in_a_thread_can_use_its_bus_on_the_loop(
     await figures_become(bus, group + ":more", ready=1)
 
 
+async def test_a_function_in_a_thread_can_close_its_bus(
+    make_bus: MakeBus, topic: str, group: str
+) -> None:
+    bus, loop, ended = await make_bus(), asyncio.get_running_loop(), threading.Event()
+
+    def handle(event: Event) -> None:
+        # Nobody waits for this very call: it would be for ever.
+        asyncio.run_coroutine_threadsafe(bus.close(), loop).result(WITHIN)
+        ended.set()
+
+    await bus.declare_group(group, topic)
+    await bus.consume(topic, handle, group=group, run_in="thread")
+    await bus.publish(topic, 1)
+    await eventually(ended.is_set, timeout=WITHIN)
+    assert bus.state == "closed"
+    other = await make_bus()
+    await figures_become(other, group, acked=1, ready=0, in_flight=0)
+
+
 async def test_a_coroutine_function_in_a_thread_is_refused(
     bus: Bus, topic: str, group: str
 ) -> None:

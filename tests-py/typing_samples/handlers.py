@@ -13,6 +13,7 @@ import msgspec
 import pydantic
 
 from eventbus import (
+    BatchError,
     Bus,
     Consumer,
     Delivery,
@@ -24,6 +25,7 @@ from eventbus import (
     Subscription,
     connect,
 )
+from eventbus.batches import BatchOutcome
 
 
 @dataclass
@@ -79,6 +81,24 @@ def on_both_by_name(event: Event, *, delivery: Delivery) -> None: ...
 
 
 async def on_batch(events: Sequence[Event]) -> None: ...
+
+
+def on_batch_one_by_one(events: list[Order]) -> list[BatchOutcome]:
+    if not events:
+        raise BatchError({0: ValueError("empty"), 1: Reject("no")})
+    return [None, True, Retry(after=1), Reject("no"), KeyError("no")]
+
+
+def on_batch_with_gathered(events: list[Event]) -> list[Reject | None]:
+    return [Reject("no") for _ in events]
+
+
+def wrong_outcomes() -> list[BatchOutcome]:
+    return ["done"]  # type: ignore[list-item]
+
+
+def wrong_batch_error() -> BatchError:
+    return BatchError({"0": ValueError()})  # type: ignore[dict-item]
 
 
 def with_prefix(prefix: str, event: Event) -> None: ...
@@ -145,11 +165,14 @@ async def consuming(bus: Bus) -> None:
     await bus.consume("a", on_both, retry=RetryPolicy(max_attempts=3, base=0.5))
     await bus.consume("a", on_both_by_name, max_lease=60)
     await bus.consume("a", on_batch, batch=100, max_length=10_000)
+    await bus.consume("a", on_batch_one_by_one, batch=100, run_in="thread", timeout=5)
+    await bus.consume("a", on_batch_with_gathered, batch=100, run_in="loop")
     await bus.consume("a", lambda event: None)
     assert_type(await bus.consume(handler=on_order, pattern="a:*", group="b"), Consumer)
 
     await bus.consume("a", without_argument)  # type: ignore[arg-type]
     await bus.consume("a", on_event, lease="5s")  # type: ignore[call-overload]
+    await bus.consume("a", on_event, run_in="process")  # type: ignore[call-overload]
     await bus.consume("a", on_event, retry=3)  # type: ignore[call-overload]
     await bus.consume(on_event)  # type: ignore[call-overload]
 
