@@ -244,7 +244,7 @@ async def test_methods_of_a_class_body_are_checked_without_their_instance(topic:
         def of_class(cls, event: Event, delivery: Delivery) -> None: ...
 
     assert len(registry.registrations) == 3
-    with pytest.raises(TypeError, match=r"refused\(.*\) cannot be called as handler\(event\): "):
+    with pytest.raises(TypeError, match=r"refused\(.*\).* cannot be called as handler\(event\): "):
 
         class Refused:
             @registry.event_handler(topic)
