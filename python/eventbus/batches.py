@@ -144,14 +144,20 @@ def read_outcomes(result: object, count: int) -> list[BaseException | None]:
         ValueError: It does not have one outcome per event.
         TypeError: One of them is no outcome.
     """
-    if not isinstance(result, list | tuple):
+    outcomes = _listed(result)
+    if outcomes is None:
         return [None] * count
-    if len(result) != count:
+    if len(outcomes) != count:
         raise ValueError(
-            f"the batch handler returned {len(result)} outcomes for {count} events; return one "
+            f"the batch handler returned {len(outcomes)} outcomes for {count} events; return one "
             "per event, or None when all were handled"
         )
-    return [_outcome(index, item) for index, item in enumerate(result)]
+    return [_outcome(index, item) for index, item in enumerate(outcomes)]
+
+
+def _listed(result: Any) -> list[object] | None:
+    speaks: bool = isinstance(result, list | tuple)
+    return list(result) if speaks else None
 
 
 def _outcome(index: int, item: object) -> BaseException | None:

@@ -54,6 +54,7 @@ from eventbus.handlers import check_consumer, check_subscriber, warn_of_subscrib
 from eventbus.included import Included
 from eventbus.names import LiteralTopics, shown
 from eventbus.outbox import Outbox
+from eventbus.signatures import check_gap_handler
 from eventbus.stream import Stream
 from eventbus.subscription import GapHandler, Handler, QueuedReceiver, Subscription
 from eventbus.types import (
@@ -591,8 +592,7 @@ class Bus(CoreBus):
         self, name: str, size: int | None, overflow: Overflow | None, on_gap: GapHandler | None
     ) -> tuple[int, Overflow]:
         """Check how a subscription is buffered; what is not given is as for the bus."""
-        if on_gap is not None and not callable(on_gap):
-            raise TypeError(f"on_gap must be callable, not {type(on_gap).__name__}: {on_gap!r}")
+        check_gap_handler(on_gap)
         if overflow is not None:
             _one_of("overflow", overflow, _OVERFLOWS)
         return (

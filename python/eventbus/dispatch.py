@@ -160,9 +160,8 @@ class Registry:
         def register(handler: F) -> F:
             check_registration(handler, calls, consuming)
             # A class body holds functions; a method that is bound already stays so.
-            function = handler
-            if not isinstance(handler, MethodType):
-                function = getattr(handler, "__func__", handler)
+            is_bound = isinstance(handler, MethodType)
+            function = handler if is_bound else getattr(handler, "__func__", handler)
             self.registrations.append(
                 Registration(
                     handler=function,

@@ -62,11 +62,7 @@ def warn_of_subscriber(handler: Callable[..., Any]) -> None:
         log.warning("%s", error)
 
 
-def check_registration(
-    handler: Callable[..., Any] | classmethod[Any, ..., Any],
-    calls: str,
-    consuming: ConsumeOptions | None,
-) -> None:
+def check_registration(handler: Any, calls: str, consuming: ConsumeOptions | None) -> None:
     """Refuse what ``@event_handler`` decorates when nothing could call it.
 
     Args:
@@ -78,7 +74,8 @@ def check_registration(
         TypeError: It is not callable, a generator function, or needs other arguments.
         ConfigError: ``timeout`` or ``run_in`` does not go with it.
     """
-    if isinstance(handler, classmethod):
+    classmethods: type[Any] = classmethod
+    if isinstance(handler, classmethods):
         # Called with its class, which is not there yet.
         unbound: Callable[..., Any] = handler.__func__
         _check_convention(functools.partial(unbound, None), calls, consuming)

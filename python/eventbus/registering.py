@@ -9,6 +9,7 @@ from typing import Any
 
 from eventbus.arguments import one_of, positive
 from eventbus.config import ConsumeOptions, seconds
+from eventbus.signatures import check_gap_handler
 
 __all__ = ["CONSUMING", "SUBSCRIBING", "check_options"]
 
@@ -63,8 +64,7 @@ def _check_name(name: str, consumes: bool) -> None:
 
 
 def _check_subscribing(options: Mapping[str, Any]) -> None:
-    if options.get("on_gap") is not None and not callable(options["on_gap"]):
-        raise TypeError(f"on_gap must be callable, not {options['on_gap']!r}")
+    check_gap_handler(options.get("on_gap"))
     if options.get("queue_size") is not None:
         positive("queue_size", options["queue_size"])
     for name, valid in (

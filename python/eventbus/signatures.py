@@ -12,6 +12,7 @@ from typing import Any
 __all__ = [
     "BEHIND",
     "check_call",
+    "check_gap_handler",
     "check_kind",
     "handler_name",
     "is_coroutine_function",
@@ -41,7 +42,7 @@ def is_coroutine_function(handler: Callable[..., Any]) -> bool | None:
     function = _runs(handler)
     if inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(function):
         return True
-    if any(base.__module__ == "unittest.mock" for base in type(handler).__mro__):
+    if any(base.__module__ == "unittest.mock" for base in inspect.getmro(type(handler))):
         return None
     wrapped = function
     while (wrapped := getattr(wrapped, "__wrapped__", None)) is not None:
@@ -109,9 +110,21 @@ def check_call(
         bind(*[None] * positional, **dict.fromkeys(keywords))
     except TypeError as error:
         raise TypeError(
-            f"handler cannot be called as {expected}: {_found(handler)} ({error})"
-            + _unresolved(handler)
+            f"{_found(handler)} cannot be called as {expected}: {error}{_unresolved(handler)}"
         ) from None
+
+
+def check_gap_handler(on_gap: object) -> None:
+    """Refuse what cannot be called with a gap; ``None`` is none.
+
+    Raises:
+        TypeError: It is not callable, a generator function, or needs other arguments.
+    """
+    if on_gap is None:
+        return
+    if not callable(on_gap):
+        raise TypeError(f"on_gap must be callable, not {type(on_gap).__name__}: {on_gap!r}")
+    check_call(on_gap, "on_gap(gap)")
 
 
 def within_class(function: object) -> bool:
@@ -124,24 +137,29 @@ def within_class(function: object) -> bool:
 
 def _runs(handler: Any) -> Any:
     """Return the function that runs when a handler is called."""
+    bound: tuple[Any, ...] = (types.MethodType, staticmethod, classmethod)
     while True:
         if isinstance(handler, functools.partial):
             handler = handler.func
-        elif isinstance(handler, types.MethodType | staticmethod | classmethod):
+        elif isinstance(handler, bound):
             handler = handler.__func__
         elif (behind := _behind(handler)) is not None:
             handler = behind
         elif inspect.isroutine(handler) or isinstance(handler, type):
             return handler
         else:
-            called = getattr(type(handler), "__call__", None)  # noqa: B004 - it is wanted
+            called = _call_method(handler)
             return called if inspect.isroutine(called) else handler
+
+
+def _call_method(handler: object) -> Any:
+    return getattr(type(handler), "__call__", None)  # noqa: B004 - it is wanted
 
 
 def _behind(handler: object) -> Any:
     # Not by getattr: an object may answer every name.
-    own = getattr(handler, "__dict__", None)
-    return own.get(BEHIND) if isinstance(own, dict) else None
+    own: dict[str, Any] = getattr(handler, "__dict__", {})
+    return own.get(BEHIND)
 
 
 def _hints(function: Any) -> dict[str, Any]:

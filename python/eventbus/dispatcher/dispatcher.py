@@ -15,7 +15,7 @@ from eventbus.dispatcher.handlers import ArgsMatcher, EventHandler, HandlerTable
 from eventbus.dispatcher.producer import message_of, transport_of
 from eventbus.dispatcher.transport import Message, Target, Transport
 from eventbus.errors import BusClosedError, InvalidArgumentError, NotConnectedError
-from eventbus.signatures import check_call
+from eventbus.signatures import check_call, check_gap_handler
 from eventbus.types import Gap
 
 __all__ = ["EventDispatcher"]
@@ -81,6 +81,7 @@ class EventDispatcher:
         most: object = concurrency
         if isinstance(most, bool) or not isinstance(most, int) or most < 1:
             raise InvalidArgumentError(f"concurrency={concurrency!r} must be an int of at least 1")
+        check_gap_handler(on_gap)
         self.source = source
         transport = transport_of(
             bus,
