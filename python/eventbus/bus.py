@@ -67,6 +67,7 @@ from eventbus.types import (
     Since,
     new_id,
 )
+from eventbus.waiting import Unattended, listed, work_left
 
 if TYPE_CHECKING:
     from eventbus import payloads
@@ -84,6 +85,9 @@ _MOST_DEPTH = 512
 # The warnings of servers that this process has logged, by server.
 _TOLD: dict[str, set[str]] = {}
 
+# Seconds between two looks of `health` for groups that nobody consumes, and for one of them.
+_LOOK_EVERY = 10.0
+_LOOK_FOR = 1.0
 # Seconds between two warnings of the same kind.
 _MALFORMED_EVERY = 60.0
 _OVERFLOWS: tuple[Overflow, ...] = ("drop_oldest", "drop_newest", "close")
@@ -198,6 +202,10 @@ class Bus(CoreBus):
         self._malformed_at: dict[str, float] = {}
         self._apart: set[str] = set()
         self._literal_topics = LiteralTopics()
+        self._topics: dict[str, str] = {}
+        self._unattended = Unattended()
+        self._neglected: list[str] = []
+        self._looked_at = -math.inf
         self._leaving: asyncio.Task[None] | None = None
         self._subscriptions: dict[str, Callable[[], None]] = {}
         self._receivers: dict[str, QueuedReceiver] = {}
@@ -340,6 +348,7 @@ class Bus(CoreBus):
             remove()
         self._subscriptions.clear()
         self._receivers.clear()
+        self._topics.clear()
 
     def _enter(self, state: BusState) -> None:
         if state != self._state:
@@ -526,6 +535,7 @@ class Bus(CoreBus):
             receiver = QueuedReceiver(self, core, subscription_id, taking, on_gap)
             self._receivers[subscription_id] = receiver
             self._subscriptions[subscription_id] = receiver.cancel
+            self._topics[subscription_id] = text
         return Subscription(subscription_id, topic, call, pattern, _cancel_callback=self._cancel)
 
     def _converter(
@@ -603,6 +613,7 @@ class Bus(CoreBus):
     async def _cancel(self, subscription_id: str) -> None:
         remove = self._subscriptions.pop(subscription_id, None)
         self._receivers.pop(subscription_id, None)
+        self._topics.pop(subscription_id, None)
         if remove is not None:
             remove()
 
@@ -746,6 +757,7 @@ class Bus(CoreBus):
         core: CoreConsumer = await self._consume(bindings, options, True)
         self._tell_limits()
         consumer = Consumer(self, core, call, options)
+        consumer.bindings = frozenset(text for text, _ in bindings)
         self._consumers.add(consumer)
         return consumer
 
@@ -962,14 +974,19 @@ class Bus(CoreBus):
         return await self._inspect()
 
     async def health(self) -> Health:
-        """Return ``ok`` (bool), ``state``, ``backend``, ``counters`` and ``warnings`` (list)."""
+        """Return ``ok`` (bool), ``state``, ``backend``, ``counters`` and ``warnings`` (list).
+
+        A group whose messages have waited for a minute without anybody who consumes them is among
+        the warnings; for that the server is asked at most every ten seconds, for a second at most.
+        """
         server = self._tell_limits()
+        await self._look_for_unattended(server["state"])
         return {
             "ok": self._state == "live" and server["state"] in ("live", "degraded"),
             "state": self._state,
             "backend": dict(self.capabilities),
             "counters": self.counters,
-            "warnings": server["warnings"],
+            "warnings": [*server["warnings"], *self._neglected],
             "connection": server["state"],
             "server": server["server"],
             "reconnects": server["reconnects"],
@@ -983,43 +1000,75 @@ class Bus(CoreBus):
         of this bus has anything ready or in flight. Delayed messages do not count.
 
         Raises:
-            TimeoutError: Not idle in time.
+            TimeoutError: Not idle in time; it says what is not.
         """
-        async with asyncio.timeout(seconds(timeout, "timeout")):
-            pause = 0.0
-            while not await self._is_idle():
-                await asyncio.sleep(pause)
-                pause = min(pause + 0.0005, 0.02)
+        limit = seconds(timeout, "timeout")
+        left = ["the server has not answered"]
+        try:
+            async with asyncio.timeout(limit):
+                pause = 0.0
+                while left := await self._work_left():
+                    await asyncio.sleep(pause)
+                    pause = min(pause + 0.0005, 0.02)
+        except TimeoutError:
+            raise TimeoutError(f"not idle within {limit:g} s: {'; '.join(left)}") from None
 
-    async def _is_idle(self) -> bool:
-        """Look twice, as every look takes time in which a handler may go on.
+    async def _work_left(self) -> list[str]:
+        """Return what is not idle, in words; empty = all is done.
 
-        What was published before the first look has come back before the last one. If no handler
-        was called or ended and no commit began between them, nothing is left that could do more.
+        It looks twice, as every look takes time in which a handler may go on. What was published
+        before the first look has come back before the last one. If no handler was called or ended
+        and no commit began between them, nothing is left that could do more.
         """
         before = self._commits()[0], self.counters
-        if not self._is_quiet():
-            return False
+        if left := self._not_quiet():
+            return left
         own = {consumer.group for consumer in self._consumers}
-        if own:
-            figures = await self.inspect()
-            busy = (
-                group["ready"] or group["in_flight"]
-                for group in figures["groups"]
-                if group["group"] in own
-            )
-            if any(busy):
-                return False
+        if own and (left := work_left((await self.inspect())["groups"], own)):
+            return left
         await self._heard()
-        return self._is_quiet() and (self._commits()[0], self.counters) == before
+        if left := self._not_quiet():
+            return left
+        same = (self._commits()[0], self.counters) == before
+        return [] if same else ["handlers or commits have just run"]
 
-    def _is_quiet(self) -> bool:
-        """Whether nothing is buffered, and no subscription's handler and no commit is under way."""
-        return (
-            not len(self._outbox)
-            and self._commits()[1] == 0
-            and all(one.idle for one in self._receivers.values())
-        )
+    def _not_quiet(self) -> list[str]:
+        """Return what is buffered, and which handlers and commits are under way."""
+        left: list[str] = []
+        if waiting := len(self._outbox):
+            left.append(f"publish_nowait has {waiting} events buffered")
+        if commits := self._commits()[1]:
+            left.append(f"{commits} commits are under way")
+        busy = {name: one for name, one in self._receivers.items() if not one.idle}
+        if busy:
+            running = sum(one.busy for one in busy.values())
+            names = listed(self._topics.get(name, name) for name in busy)
+            left.append(
+                f"{len(busy)} subscriptions have events buffered or {running} handlers running: "
+                f"{names}"
+            )
+        return left
+
+    async def _look_for_unattended(self, connection: str) -> None:
+        """Ask, now and then and not for long, which groups nobody consumes."""
+        now = time.monotonic()
+        if self._state != "live" or connection not in ("live", "degraded"):
+            return
+        if now - self._looked_at < _LOOK_EVERY:
+            return
+        self._looked_at = now
+        try:
+            async with asyncio.timeout(_LOOK_FOR):
+                figures = await self.inspect()
+        except (EventBusError, TimeoutError):
+            # The rest of the answer tells how the server is.
+            self._neglected = []
+            return
+        handled: dict[str, set[str]] = {}
+        claiming: list[Consumer | Deliveries] = [*self._consumers, *self._deliveries]
+        for one in claiming:
+            handled.setdefault(one.group, set()).update(one.bindings)
+        self._neglected = self._unattended.look(figures["groups"], handled)
 
     async def include(
         self, target: ModuleType | dispatch.Registry | object

@@ -63,7 +63,10 @@ class Consumer:
         group: The group.
         handler: The handler.
         options: How it claims and runs.
+        bindings: The topics and patterns whose messages it claims.
     """
+
+    bindings: frozenset[str] = frozenset()
 
     def __init__(
         self, bus: Bus, core: CoreConsumer, handler: Callable[..., Any], options: ConsumeOptions
@@ -384,6 +387,8 @@ class Deliveries:
         self._bus = bus
         self._bindings = bindings
         self._options = options
+        self.group = options.group
+        self.bindings = frozenset(text for text, _ in bindings)
         self._core: CoreConsumer | None = None
         self._closed = False
 

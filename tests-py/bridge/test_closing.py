@@ -17,7 +17,7 @@ from .support import group_of, until
 
 async def draining() -> tuple[eventbus.Bus, asyncio.Task[None], asyncio.Event]:
     """Return a bus that is draining: a handler holds it until the event is set."""
-    bus = eventbus.connect(drain_timeout=10.0)
+    bus = eventbus.connect("memory://", drain_timeout=10.0)
     await bus.connect()
     turn, begun = asyncio.Event(), asyncio.Event()
 
@@ -87,7 +87,7 @@ async def _publish_for_ever(bus: eventbus.Bus) -> None:
 
 
 async def test_a_bus_is_closed_from_another_thread_while_it_is_busy() -> None:
-    bus = eventbus.connect(drain_timeout=1.0)
+    bus = eventbus.connect("memory://", drain_timeout=1.0)
     await bus.connect()
     seen: list[int] = []
 
@@ -156,7 +156,7 @@ def test_buses_are_made_and_closed_by_many_threads_at_once() -> None:
 
 
 def test_a_buffered_publish_cut_off_by_the_end_of_its_loop_is_not_stored_twice() -> None:
-    bus = eventbus.connect()
+    bus = eventbus.connect("memory://")
 
     async def first() -> None:
         await bus.connect()

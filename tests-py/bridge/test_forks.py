@@ -104,7 +104,7 @@ CASES = {
     "inside a handler": """
         async def main():
             seen = []
-            async with eventbus.connect() as bus:
+            async with eventbus.connect("memory://") as bus:
                 async with bus.deliveries("held", group="held") as deliveries:
                     await bus.publish("held", 1)
                     delivery = await anext(deliveries)
@@ -188,7 +188,7 @@ CASES = {
         pid = os.fork()
         if pid == 0:
             asyncio.run(new_works())
-            first = eventbus.connect()
+            first = eventbus.connect("memory://")
             grandchild = os.fork()
             if grandchild == 0:
                 child(first)
@@ -225,7 +225,7 @@ def test_multiprocessing_starts_children_that_work(
         import concurrent.futures
         context = multiprocessing.get_context(METHOD)
         if CONNECTED:
-            bus = eventbus.connect()
+            bus = eventbus.connect("memory://")
             async def main():
                 await bus.connect()
                 await bus.consume("topic", lambda event: None)

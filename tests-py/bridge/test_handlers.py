@@ -294,7 +294,7 @@ def test_interrupts_in_handlers_get_out_of_the_loop(
     path: str, suspends: bool, error: type[BaseException]
 ) -> None:
     async def main() -> None:
-        async with eventbus.connect(drain_timeout=1.0) as bus:
+        async with eventbus.connect("memory://", drain_timeout=1.0) as bus:
 
             async def handler(event: Event) -> None:
                 if suspends:
@@ -398,7 +398,7 @@ def test_two_buses_of_one_name_are_collected_and_their_live_handler_is_not_harme
 
 async def test_closing_the_bus_inside_a_consume_handler_does_not_wait_for_it() -> None:
     closed = asyncio.Event()
-    bus = eventbus.connect(drain_timeout=30.0)
+    bus = eventbus.connect("memory://", drain_timeout=30.0)
     await bus.connect()
 
     async def handler(event: Event) -> None:
@@ -415,7 +415,7 @@ async def test_closing_the_bus_inside_a_consume_handler_does_not_wait_for_it() -
 @pytest.mark.parametrize("path", ["inline", "queued"])
 async def test_closing_the_bus_inside_a_handler_does_not_wait_for_it(path: str) -> None:
     closed = asyncio.Event()
-    bus = eventbus.connect(drain_timeout=30.0)
+    bus = eventbus.connect("memory://", drain_timeout=30.0)
     await bus.connect()
 
     async def handler(event: Event) -> None:

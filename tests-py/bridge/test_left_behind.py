@@ -50,7 +50,7 @@ async def test_a_cancelled_queued_subscription_is_collected(bus: Bus) -> None:
 
 
 def test_what_a_consumer_had_claimed_when_its_loop_ended_goes_to_the_next() -> None:
-    bus = eventbus.connect()
+    bus = eventbus.connect("memory://")
     seen: list[int] = []
 
     async def abandoned() -> None:
@@ -122,7 +122,7 @@ def test_deliveries_without_a_free_slot_wait_without_blocking_the_loop() -> None
         faulthandler.dump_traceback_later(3, exit=True)
 
         async def main():
-            async with eventbus.connect() as bus:
+            async with eventbus.connect("memory://") as bus:
                 async with bus.deliveries("topic", prefetch=1) as deliveries:
                     await bus.publish("topic", 1)
                     await bus.publish("topic", 2)

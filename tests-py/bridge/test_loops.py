@@ -101,7 +101,7 @@ async def use(bus: Bus, count: int = 20) -> None:
 
 def test_every_part_works_on_every_kind_of_loop(runner: asyncio.Runner) -> None:
     async def main() -> None:
-        async with eventbus.connect() as bus:
+        async with eventbus.connect("memory://") as bus:
             await use(bus)
             async with bus.transaction() as tx:
                 tx.put("key", 1)
@@ -116,7 +116,7 @@ def test_every_part_works_on_every_kind_of_loop(runner: asyncio.Runner) -> None:
 
 def test_cancelling_works_on_every_kind_of_loop(runner: asyncio.Runner) -> None:
     async def main() -> None:
-        async with eventbus.connect() as bus, bus.stream("topic") as stream:
+        async with eventbus.connect("memory://") as bus, bus.stream("topic") as stream:
             for number in range(50):
                 receive = asyncio.ensure_future(anext(stream))
                 await asyncio.sleep(0)
@@ -135,7 +135,7 @@ def test_cancelling_works_on_every_kind_of_loop(runner: asyncio.Runner) -> None:
 
 @sizes(200, 2_000)
 def test_a_loop_per_test_and_one_shared_bus(count: int) -> None:
-    bus = eventbus.connect()
+    bus = eventbus.connect("memory://")
     asyncio.run(bus.connect())
     footprints = []
     for number in range(count):
@@ -150,7 +150,7 @@ def test_a_loop_per_test_and_one_shared_bus(count: int) -> None:
 
 
 def test_two_threads_with_two_loops_share_a_bus() -> None:
-    bus = eventbus.connect()
+    bus = eventbus.connect("memory://")
     count, threads = 300, 2
     ready = threading.Barrier(threads)
     queued: dict[int, list[int]] = {0: [], 1: []}
@@ -251,7 +251,7 @@ async def test_what_was_buffered_on_a_loop_that_ended_is_flushed_by_the_next(bus
 
 
 TWO_LOOPS = """
-bus = eventbus.connect()
+bus = eventbus.connect("memory://")
 async def first():
     await bus.connect()
     await bus.subscribe("topic", lambda event: None, delivery="queued")
@@ -326,7 +326,7 @@ def test_loops_that_end_with_a_pending_receive_leave_nothing(count: int, keeps: 
 
         faulthandler.dump_traceback_later(200, exit=True)
         kept = []
-        bus = eventbus.connect()
+        bus = eventbus.connect("memory://")
         asyncio.run(begin(bus))
         marks = []
         for number in range({count}):

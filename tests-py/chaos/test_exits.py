@@ -288,7 +288,7 @@ EXITS = {
         """
         def last():
             async def main():
-                async with eventbus.connect() as own:
+                async with eventbus.connect("memory://") as own:
                     await own.subscribe("topic", lambda event: print("seen"))
                     await own.consume("topic", lambda event: print("handled"))
                     await own.publish("topic", 1)
@@ -311,7 +311,7 @@ EXITS = {
                 except eventbus.BusClosedError as error:
                     print("exit" in str(error))
                 try:
-                    eventbus.connect()
+                    eventbus.connect("memory://")
                 except eventbus.BusClosedError as error:
                     print("exit" in str(error))
             asyncio.run(main())

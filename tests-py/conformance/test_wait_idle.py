@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from conformance.support import AT_ONCE, WITHIN
+from conformance.support import AT_ONCE, WITHIN, figures_become
 from eventbus import Bus, Event
 from eventbus.testing import Recorder
 
@@ -81,3 +81,34 @@ async def test_it_gives_up_after_its_timeout(bus: Bus, topic: str) -> None:
         await bus.wait_idle(0.05)
     go.set()
     await bus.wait_idle(WITHIN)
+
+
+async def test_its_timeout_says_what_is_not_idle(bus: Bus, topic: str, group: str) -> None:
+    release = asyncio.Event()
+
+    async def held(_event: Event) -> None:
+        await release.wait()
+
+    try:
+        await bus.consume(topic, held, group=group, concurrency=1)
+        await bus.publish_many([(topic, 1), (topic, 2)])
+        await figures_become(bus, group, in_flight=1, ready=1)
+        with pytest.raises(TimeoutError, match=r"not idle within 0\.2 s") as caught:
+            await bus.wait_idle(0.2)
+        assert f"group {group!r} has " in str(caught.value)
+        assert "ready and" in str(caught.value)
+        assert "in flight" in str(caught.value)
+        await bus.subscribe(f"{topic}:sub", held, delivery="queued")
+        await bus.publish(f"{topic}:sub", 1)
+        with pytest.raises(TimeoutError) as caught:
+            await bus.wait_idle(0.2)
+        assert f"1 handlers running: '{topic}:sub'" in str(caught.value)
+        release.set()
+        await bus.wait_idle(WITHIN)
+        await bus.pause(group)
+        await bus.publish(topic, 3)
+        with pytest.raises(TimeoutError, match="1 ready and 0 in flight, paused"):
+            await bus.wait_idle(0.2)
+    finally:
+        release.set()
+        await bus.resume(group)
