@@ -177,3 +177,22 @@ async def test_without_the_right_to_ask_the_server_the_bus_says_so() -> None:
             assert await soon(lambda: seen, 5)
             warnings = (await bus.health())["warnings"]
     assert any("identity of the server unknown" in one for one in warnings), warnings
+
+
+async def test_a_group_that_the_new_server_never_got_is_declared_there(
+    pair: Pair, buses: tuple[Bus, Bus]
+) -> None:
+    moved, there = buses
+    done: list[int] = []
+    # The replica does not follow any more.
+    await moved.consume("late", lambda event: done.append(event.payload), group="late")
+    assert [one["group"] for one in (await there.inspect())["groups"]] == ["group"]
+    pair.proxy.retarget(pair.new.port)
+    pair.cut("normal")
+
+    async def declared() -> bool:
+        return len((await there.inspect())["groups"]) == 2
+
+    await eventually(declared, timeout=10.0)
+    await there.publish("late", 1)
+    assert await soon(lambda: done == [1], 10)

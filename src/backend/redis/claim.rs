@@ -6,17 +6,23 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
-use redis::Value;
+use redis::{Cmd, Value};
 use tokio::time::Instant;
 
+use super::bounds::Bound;
+use super::lanes::load;
+use super::link::Trouble;
 use super::message::{self, HEAD};
-use super::registry::{text, write_binding};
+use super::registry::{Registry, text, write_binding};
 use super::session::Session;
 use super::{micros, scripts};
-use crate::backend::{
-    ClaimRequest, DeadReason, Delivery, GroupSpec, Lease, Outcome, Token, Transaction,
-};
+use crate::backend::{ClaimRequest, DeadReason, Delivery, Lease, Outcome, Token, Transaction};
 use crate::error::{Error, Result};
+
+/// How often the answer to a claim of one message may be lost before it is put off.
+const MOST_ALONE: u32 = 5;
+/// How long after the first time a lost claim is asked for once more.
+const SECOND_LOOK: Duration = Duration::from_secs(1);
 
 /// Numbers for claims that may have to be sent again: the server remembers the newest of a slot.
 #[derive(Debug, Default)]
@@ -24,11 +30,22 @@ pub(super) struct Slots {
     free: Mutex<Vec<u64>>,
     made: AtomicU64,
     number: AtomicU64,
+    unseen: Mutex<Vec<Unseen>>,
+}
+
+/// A claim whose answer never came.
+#[derive(Debug)]
+struct Unseen {
+    request: ClaimRequest,
+    index: u64,
+    number: u64,
+    given_back: Option<Instant>,
 }
 
 /// One of them, free again when dropped.
 struct Slot<'a> {
-    slots: &'a Slots,
+    /// None of one that is asked about only.
+    slots: Option<&'a Slots>,
     index: u64,
     number: u64,
 }
@@ -37,13 +54,78 @@ impl Slots {
     fn take(&self) -> Slot<'_> {
         let free = self.free.lock().pop();
         let index = free.unwrap_or_else(|| self.made.fetch_add(1, Ordering::Relaxed));
-        Slot { slots: self, index, number: self.number.fetch_add(1, Ordering::Relaxed) + 1 }
+        Slot { slots: Some(self), index, number: self.number.fetch_add(1, Ordering::Relaxed) + 1 }
     }
 }
 
 impl Drop for Slot<'_> {
     fn drop(&mut self) {
-        self.slots.free.lock().push(self.index);
+        if let Some(slots) = self.slots {
+            slots.free.lock().push(self.index);
+        }
+    }
+}
+
+/// A claim that is asked for until it is answered.
+struct Asked<'a> {
+    session: &'a Session,
+    request: &'a ClaimRequest,
+    registry: &'a Registry,
+    slot: &'a Slot<'a>,
+}
+
+impl Asked<'_> {
+    fn command(&self, kind: &str, bound: Bound) -> Cmd {
+        let (session, request, registry) = (self.session, self.request, self.registry);
+        let known = registry.known(&request.group);
+        let queues = known.map(|known| known.queues(&request.bindings)).unwrap_or_default();
+        let mut command = scripts::CLAIM.call(&session.prefix);
+        command
+            .arg(request.group.as_bytes())
+            .arg(bound.most)
+            .arg(micros(request.lease))
+            .arg(request.max_deliveries)
+            .arg(&session.process)
+            .arg(self.slot.index)
+            .arg(self.slot.number)
+            .arg(kind)
+            .arg(&registry.version)
+            .arg(known.map_or(0, |known| known.group))
+            .arg(bound.bytes)
+            .arg(queues.len());
+        for queue in &queues {
+            command.arg(*queue);
+        }
+        for binding in request.bindings.iter() {
+            command.arg(write_binding(binding));
+        }
+        command
+    }
+
+    /// Claims; a lost answer halves what is asked for next. A message that is lost alone several
+    /// times is put off if it is large: it must not hold up what is behind it.
+    async fn claim(&self, max: usize) -> Result<Value> {
+        let session = self.session;
+        let deadline = Instant::now() + session.config.net.op_timeout;
+        let mut bound = session.bounds.of(&self.request.group, max);
+        let (mut kind, mut alone) = ("first", 0);
+        loop {
+            match session.commands.send(&self.command(kind, bound), deadline).await {
+                Ok(answer) => return Ok(answer),
+                Err(Trouble::NoScript) => load(&session.context, deadline).await,
+                Err(Trouble::Lost) if Instant::now() < deadline => {
+                    alone += u32::from(bound.most == 1);
+                    kind = if alone < MOST_ALONE { "again" } else { "defer" };
+                    bound = session.bounds.lost(&self.request.group, bound);
+                }
+                Err(Trouble::Away) if Instant::now() < deadline => {
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+                Err(Trouble::Refused(closed @ Error::Closed { .. })) => return Err(closed),
+                Err(_) if kind != "first" => return Err(session.failed("claim", Trouble::Lost)),
+                Err(trouble) => return Err(session.failed("claim", trouble)),
+            }
+        }
     }
 }
 
@@ -100,56 +182,75 @@ impl Session {
     }
 
     async fn look(self: &Arc<Self>, request: &ClaimRequest, max: usize) -> Result<Found> {
+        self.give_back_unseen().await;
         let slot = self.slots.take();
-        let registry = Arc::clone(&self.registry.read());
-        let known = registry.known(&request.group);
-        let queues = known.map(|known| known.queues(&request.bindings)).unwrap_or_default();
-        let question = |again: bool| {
-            let mut command = scripts::CLAIM.call(&self.prefix);
-            command
-                .arg(request.group.as_bytes())
-                .arg(max)
-                .arg(micros(request.lease))
-                .arg(request.max_deliveries)
-                .arg(&self.process)
-                .arg(slot.index)
-                .arg(slot.number)
-                .arg(u8::from(again))
-                .arg(&registry.version)
-                .arg(known.map_or(0, |known| known.group))
-                .arg(queues.len());
-            for queue in &queues {
-                command.arg(*queue);
-            }
-            for binding in request.bindings.iter() {
-                command.arg(write_binding(binding));
-            }
-            command
-        };
-        let answer = self.run("claim", question).await?;
-        self.found(request, answer).await
+        let registry = self.context.registry();
+        let asked = Asked { session: self, request, registry: &registry, slot: &slot };
+        if max == 0 {
+            let looking = asked.command("first", Bound { most: 0, bytes: 0 });
+            let answer = self.run("claim", |_| looking.clone()).await?;
+            return self.found(request, &registry, answer).await;
+        }
+        let answer = asked.claim(max).await;
+        if answer.as_ref().is_err_and(Error::outcome_unknown) {
+            // It may hold what nobody has seen.
+            self.slots.unseen.lock().push(Unseen {
+                request: request.clone(),
+                index: slot.index,
+                number: slot.number,
+                given_back: None,
+            });
+        }
+        self.found(request, &registry, answer?).await
     }
 
-    async fn found(&self, request: &ClaimRequest, answer: Value) -> Result<Found> {
+    /// Gives back what claims hold whose answers never came: nobody has seen it, nothing is counted.
+    async fn give_back_unseen(self: &Arc<Self>) {
+        let unseen = std::mem::take(&mut *self.slots.unseen.lock());
+        let registry = self.context.registry();
+        let deadline = Instant::now() + self.config.net.op_timeout;
+        for mut one in unseen {
+            if one.given_back.is_none_or(|at| at.elapsed() >= SECOND_LOOK) {
+                let slot = Slot { slots: None, index: one.index, number: one.number };
+                let (session, request) = (&**self, &one.request);
+                let asked = Asked { session, request, registry: &registry, slot: &slot };
+                let command = asked.command("void", Bound { most: 0, bytes: 0 });
+                match self.commands.send(&command, deadline).await {
+                    Ok(_) if one.given_back.is_some() => continue,
+                    // What was sent on a connection that broke may still come to be done.
+                    Ok(_) => one.given_back = Some(Instant::now()),
+                    Err(Trouble::Refused(_)) => continue,
+                    Err(_) => {}
+                }
+            }
+            self.slots.unseen.lock().push(one);
+        }
+    }
+
+    async fn found(
+        &self,
+        request: &ClaimRequest,
+        registry: &Registry,
+        answer: Value,
+    ) -> Result<Found> {
         let wrong = || Error::Internal { reason: "the claim script's answer is no list".into() };
         let Value::Array(parts) = answer else { return Err(wrong()) };
         let mut parts = parts.into_iter();
         let kind = parts.next().and_then(text).ok_or_else(wrong)?;
         let mut number = || parts.next().and_then(text).and_then(|text| text.parse::<i64>().ok());
         match kind.as_str() {
-            "nogroup" => Err(Error::NotFound { what: "group", name: request.group.to_string() }),
-            "nodata" if !request.bindings.is_empty() => {
-                self.status.warn(
-                    "the server lost its data: groups were declared anew, what waited is gone",
-                );
-                let bindings = request.bindings.to_vec();
-                let name = Arc::clone(&request.group);
-                // What comes from now on is kept again.
-                self.declare(GroupSpec { name, bindings, max_length: None }).await?;
+            "nogroup" => self.missing_group(request).await,
+            "ready" => Ok(Found::Ready),
+            "deferred" => {
+                self.bounds.forget(&request.group);
+                self.status.warn(&format!(
+                    "a message of group {:?} is larger than what the server sends to a client: it \
+                     waits, and is tried again every 60 s; raise client-output-buffer-limit normal \
+                     (and maxmemory-clients)",
+                    request.group
+                ));
                 Ok(Found::Ready)
             }
-            "nodata" => Err(Error::NotFound { what: "group", name: request.group.to_string() }),
-            "ready" => Ok(Found::Ready),
             "empty" => {
                 let (next, now) = (number().ok_or_else(wrong)?, number().ok_or_else(wrong)?);
                 let sweep = self.config.sweep;
@@ -158,6 +259,10 @@ impl Session {
                     _ if next >= 0 => Duration::ZERO,
                     _ => sweep,
                 };
+                if parts.next().and_then(text).is_some_and(|now| now != registry.version) {
+                    // Another process has changed the bindings, or restored them without these.
+                    self.refresh().await?;
+                }
                 Ok(Found::Empty(after + Duration::from_millis(1)))
             }
             _ => {
@@ -179,6 +284,15 @@ impl Session {
                 Ok(Found::Claimed(claimed))
             }
         }
+    }
+
+    /// Tells a group that was deleted from one that was lost: the latter is declared again.
+    async fn missing_group(&self, request: &ClaimRequest) -> Result<Found> {
+        self.refresh().await?;
+        if self.context.registry.read().known(&request.group).is_some() {
+            return Ok(Found::Ready);
+        }
+        Err(Error::NotFound { what: "group", name: request.group.to_string() })
     }
 
     /// Moves what is no message to the dead letters, raw bytes kept.

@@ -34,6 +34,12 @@ impl ServerId {
     }
 }
 
+impl std::fmt::Display for ServerId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.0.as_deref().unwrap_or_default())
+    }
+}
+
 /// Asks a server which one it is.
 ///
 /// # Errors
@@ -105,7 +111,7 @@ impl Servers {
 
     /// Returns the id of the server, empty when unknown.
     pub(super) fn current(&self) -> String {
-        self.0.borrow().0.as_deref().unwrap_or_default().to_owned()
+        self.0.borrow().to_string()
     }
 
     /// Returns what waits for a move.
@@ -123,11 +129,7 @@ impl Moves {
     pub(super) async fn other_than(&mut self, own: &ServerId) -> Option<String> {
         // The sender lives as long as the connections.
         let newest = self.0.wait_for(|newest| newest.differs(own)).await.ok()?;
-        Some(format!(
-            "the address leads to another server now (run id {}, was {})",
-            newest.0.as_deref().unwrap_or_default(),
-            own.0.as_deref().unwrap_or_default(),
-        ))
+        Some(format!("the address leads to another server now (run id {}, was {own})", *newest,))
     }
 }
 

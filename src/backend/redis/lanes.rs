@@ -7,14 +7,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use parking_lot::RwLock;
-use redis::{Cmd, Value};
+use redis::Value;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::time::Instant;
 
-use super::batch::{Batch, Channels, Header};
-use super::link::{Link, Trouble};
-use super::registry::Registry;
+use super::batch::{Batch, Header};
+use super::context::Context;
+use super::link::Trouble;
 use super::{scripts, single};
 use crate::backend::{Committed, Transaction};
 use crate::error::{Error, Result};
@@ -37,42 +36,6 @@ struct Waiting {
     deadline: Instant,
     answer: Answer,
     _room: tokio::sync::OwnedSemaphorePermit,
-}
-
-/// What a lane needs to send batches.
-#[derive(Debug)]
-pub(super) struct Context {
-    pub(super) link: Arc<Link>,
-    pub(super) prefix: String,
-    pub(super) channels: Channels,
-    pub(super) registry: Arc<RwLock<Arc<Registry>>>,
-    pub(super) dedup_window: Duration,
-    pub(super) op_timeout: Duration,
-}
-
-impl Context {
-    /// Reads the bindings anew.
-    pub(super) async fn refresh(&self, deadline: Instant) -> Result<(), Trouble> {
-        let answer = self.link.send(&self.ask_bindings(), deadline).await?;
-        self.take_bindings(answer).map_err(Trouble::Refused)
-    }
-
-    /// Returns the command that reads the bindings.
-    pub(super) fn ask_bindings(&self) -> Cmd {
-        let mut command = scripts::ADMIN.call(&self.prefix);
-        command.arg("registry").arg("");
-        command
-    }
-
-    /// Takes over the bindings that were read.
-    pub(super) fn take_bindings(&self, answer: Value) -> Result<()> {
-        let registry = Registry::read(answer).ok_or_else(|| {
-            let reason = "the groups stored under the prefix make no sense".to_owned();
-            Error::Internal { reason }
-        })?;
-        *self.registry.write() = Arc::new(registry);
-        Ok(())
-    }
 }
 
 /// The way in for transactions.
@@ -181,7 +144,7 @@ async fn send(context: &Context, producer: &str, number: u64, mut batch: Vec<Wai
         }
         let Some(deadline) = batch.iter().map(|one| one.deadline).max() else { return };
         let transactions: Vec<&Transaction> = batch.iter().map(|one| &one.transaction).collect();
-        let registry = Arc::clone(&context.registry.read());
+        let registry = context.registry();
         let header = Header {
             registry: &registry,
             channels: &context.channels,

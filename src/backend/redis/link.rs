@@ -121,6 +121,7 @@ pub(super) struct Link {
     made: AtomicU64,
     pub(super) status: Arc<Status>,
     endpoint: Mutex<String>,
+    server: Mutex<ServerId>,
     ended: CancellationToken,
 }
 
@@ -139,6 +140,7 @@ impl Link {
             made: AtomicU64::new(0),
             status,
             endpoint: Mutex::default(),
+            server: Mutex::default(),
             ended: CancellationToken::new(),
         }
     }
@@ -146,6 +148,11 @@ impl Link {
     /// Returns the address of the server that was reached last.
     pub(super) fn endpoint(&self) -> String {
         self.endpoint.lock().clone()
+    }
+
+    /// Returns the id of the server that was reached last, empty when unknown.
+    pub(super) fn server_id(&self) -> String {
+        self.server.lock().to_string()
     }
 
     /// Says that the connection does not work any more.
@@ -162,6 +169,7 @@ impl Link {
         let Dialed { connection, endpoint, server } = dialed;
         let number = self.made.fetch_add(1, Ordering::Relaxed) + 1;
         *self.endpoint.lock() = endpoint.to_string();
+        *self.server.lock() = server.clone();
         self.status.found(self.name, number > 1);
         if !server.is_known() {
             self.status.warn(identity::UNKNOWN);

@@ -12,6 +12,7 @@ use redis::{PushInfo, PushKind, Value};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
+use super::context::{Context, DECLARED};
 use super::hole::Hole;
 use super::link::{Link, Trouble};
 use super::message;
@@ -28,8 +29,9 @@ pub(super) struct Receiver {
     pub(super) names: Names,
     pub(super) link: Arc<Link>,
     pub(super) hole: Hole,
-    /// What passes wake-ups on.
-    pub(super) wakes: tokio::sync::mpsc::UnboundedSender<String>,
+    /// What does what other processes ask for.
+    pub(super) calls: mpsc::UnboundedSender<Call>,
+    context: Arc<Context>,
     latest: Mutex<Latest>,
 }
 
@@ -42,6 +44,17 @@ pub(super) struct Names {
     pub(super) dataknobs: String,
     /// Where this process is woken.
     pub(super) wake: String,
+    /// Where who has noticed lost data asks for declarations.
+    pub(super) lost: String,
+}
+
+/// What another process asks for.
+#[derive(Debug)]
+pub(super) enum Call {
+    /// Wake who waits for `group:queue`.
+    Wake(String),
+    /// Declare the groups of this process again, and tell this process so.
+    Lost(String),
 }
 
 /// The newest message, and how it came: one that matches several subscriptions comes several times
@@ -77,13 +90,14 @@ impl Latest {
 
 impl Receiver {
     pub(super) fn new(
-        waits: Arc<Waits>,
+        context: Arc<Context>,
         names: Names,
         link: Arc<Link>,
-        wakes: tokio::sync::mpsc::UnboundedSender<String>,
+        calls: mpsc::UnboundedSender<Call>,
     ) -> Self {
         let (feeds, hole, latest) = (Feeds::default(), Hole::default(), Mutex::default());
-        Self { feeds, waits, names, link, hole, wakes, latest }
+        let waits = Arc::clone(&context.waits);
+        Self { feeds, waits, names, link, hole, calls, context, latest }
     }
 
     /// Takes what the server sent on its own.
@@ -117,7 +131,15 @@ impl Receiver {
 
     fn message(&self, channel: &[u8], payload: Vec<u8>, way: &[u8]) {
         if channel == self.names.wake.as_bytes() {
-            let _ = String::from_utf8(payload).map(|what| self.wakes.send(what));
+            if payload == DECLARED.as_bytes() {
+                // Whoever waits for it may hold up what takes the calls.
+                return self.context.count_answer();
+            }
+            let _ = String::from_utf8(payload).map(|what| self.calls.send(Call::Wake(what)));
+            return;
+        }
+        if channel == self.names.lost.as_bytes() {
+            let _ = String::from_utf8(payload).map(|caller| self.calls.send(Call::Lost(caller)));
             return;
         }
         let payload = Bytes::from(payload);

@@ -6,16 +6,19 @@
 //!
 //! - `dial`: makes a connection; `link`: keeps one; `identity`: which server they lead to;
 //!   `session`: everything between connect and close
-//! - `lanes`, `batch`: commits; `registry`: the bindings that targets are computed with
-//! - `claim`, `waits`: claims and who waits for one; `operate`: groups and operators
+//! - `lanes`, `batch`: commits; `registry`: the bindings that targets are computed with; `context`:
+//!   how they are read, and come back when the server loses its data
+//! - `claim`, `bounds`, `waits`: claims, how much they bring, and who waits for one; `operate`: groups and operators
 //! - `listen`: broadcasts; `hole`: when a gap is told; `kept`: those kept for replay; `message`: the
 //!   stored form of a message, which is also its frame
 //! - `raw`: single commands and channels, for wires that others have made
 //! - `checks`: what an operator should know of the server; `scripts`: the scripts
 
 mod batch;
+mod bounds;
 mod checks;
 mod claim;
+mod context;
 mod dead_reason;
 mod dial;
 mod hole;
@@ -128,7 +131,7 @@ impl Backend for RedisBackend {
     }
 
     fn has_queue(&self, topic: &str) -> bool {
-        self.session().is_ok_and(|session| session.registry.read().has_queue(topic))
+        self.session().is_ok_and(|session| session.context.registry.read().has_queue(topic))
     }
 
     async fn commit(&self, batch: Vec<Transaction>) -> Vec<Result<Committed>> {

@@ -2,14 +2,18 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use bytes::Bytes;
 use redis::{Cmd, Value};
+use tokio::time::Instant;
 
+use super::lanes::load;
+use super::link::Trouble;
 use super::message::{self, HEAD};
 use super::registry::{read_binding, text, write_binding};
 use super::session::Session;
-use super::{checks, dead_reason, scripts};
+use super::{checks, context, dead_reason, scripts};
 use crate::backend::{DeadLetter, GroupSpec, GroupStats, Inspection, MessageId, Record};
 use crate::error::{Error, Result};
 use crate::topic::{self, Binding};
@@ -76,9 +80,19 @@ impl Session {
     }
 
     /// Reads the bindings anew after they changed here.
-    async fn refresh(&self) -> Result<()> {
-        let answer = self.run("reading the groups", |_| self.context.ask_bindings()).await?;
-        self.context.take_bindings(answer)
+    pub(super) async fn refresh(&self) -> Result<()> {
+        let deadline = Instant::now() + self.config.net.op_timeout;
+        loop {
+            match self.context.refresh(deadline).await {
+                Ok(()) => return Ok(()),
+                Err(Trouble::NoScript) => load(&self.context, deadline).await,
+                Err(Trouble::Lost) if Instant::now() < deadline => {}
+                Err(Trouble::Away) if Instant::now() < deadline => {
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+                Err(trouble) => return Err(self.failed("reading the groups", trouble)),
+            }
+        }
     }
 
     pub(super) async fn declare(&self, spec: GroupSpec) -> Result<()> {
@@ -87,18 +101,38 @@ impl Session {
             let rule = "must be at least 1 message";
             return Err(Error::InvalidArgument { what: "max_length", value: "0".into(), rule });
         }
-        self.operate("declare", &spec.name, |command| {
-            command.arg(spec.max_length.map(|max| max.to_string()).unwrap_or_default());
-            for binding in &spec.bindings {
-                command.arg(write_binding(binding));
-            }
-        })
-        .await?;
+        self.hear_lost().await;
+        self.run("declare", |_| context::declare(&self.prefix, &spec)).await?;
         self.refresh().await?;
+        self.remember(spec);
         if !self.knows_persistence.swap(true, Ordering::Relaxed) {
             checks::look_at_persistence(self).await;
         }
         Ok(())
+    }
+
+    /// Remembers what this process has declared, beside what it has declared before.
+    fn remember(&self, spec: GroupSpec) {
+        let mut declared = self.context.declared.lock();
+        match declared.get_mut(&spec.name) {
+            Some(known) => {
+                let new = spec.bindings.into_iter().filter(|one| !known.bindings.contains(one));
+                known.bindings.extend(new.collect::<Vec<_>>());
+                known.max_length = spec.max_length.or(known.max_length);
+            }
+            None => drop(declared.insert(Arc::clone(&spec.name), spec)),
+        }
+    }
+
+    /// Hears from now on who has noticed lost data.
+    async fn hear_lost(&self) {
+        let mut hears = self.hears_lost.lock().await;
+        if hears.is_none() {
+            let name = self.receiver.names.lost.clone().into_bytes();
+            let deadline = Instant::now() + self.config.net.op_timeout;
+            // Without the right to subscribe the next claim or publish of this process notices.
+            *hears = self.subscribe(vec![(name, false)], deadline).await.ok();
+        }
     }
 
     pub(super) async fn unbind(&self, group: &str, bindings: &[Binding]) -> Result<u64> {
@@ -109,12 +143,16 @@ impl Session {
                 }
             })
             .await?;
+        if let Some(known) = self.context.declared.lock().get_mut(group) {
+            known.bindings.retain(|bound| !bindings.contains(bound));
+        }
         self.refresh().await?;
         number(parts.next())
     }
 
     pub(super) async fn delete(&self, group: &str) -> Result<u64> {
         let mut parts = self.operate("delete", group, |_| {}).await?;
+        self.context.declared.lock().remove(group);
         self.refresh().await?;
         // Who waits here learns that the group is gone.
         self.waits.wake(group);

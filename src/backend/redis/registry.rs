@@ -5,6 +5,7 @@ use std::sync::Arc;
 use ahash::AHashMap;
 use redis::Value;
 
+use crate::backend::GroupSpec;
 use crate::topic::{Binding, Pattern, Router};
 
 /// Bindings of all groups at one version.
@@ -12,6 +13,12 @@ use crate::topic::{Binding, Pattern, Router};
 pub(super) struct Registry {
     /// What the server calls this version; `0` before any group was declared.
     pub(super) version: String,
+    /// Changes when the server loses its data; empty before anything was read.
+    pub(super) epoch: String,
+    /// Whether the server had nothing before it was asked.
+    pub(super) is_new: bool,
+    /// The run id of the server that told it; empty when unknown.
+    pub(super) server: String,
     /// Whether broadcasts are kept for replay.
     pub(super) keeps: bool,
     routes: Router<(u64, u64)>,
@@ -24,6 +31,7 @@ pub(super) struct Registry {
 pub(super) struct Known {
     pub(super) group: u64,
     queues: Vec<(Binding, u64)>,
+    max_length: Option<u64>,
 }
 
 impl Known {
@@ -40,12 +48,14 @@ impl Known {
 }
 
 impl Registry {
-    /// Reads the answer of the script: the version, whether broadcasts are kept, then name, group, queue and binding of each.
+    /// Reads the answer of the script; `lua/admin.lua` says what it is.
     pub(super) fn read(answer: Value) -> Option<Self> {
         let Value::Array(parts) = answer else { return None };
         let mut texts = parts.into_iter().map(text);
         let mut registry = Self { version: texts.next()??, ..Self::default() };
         registry.keeps = texts.next()?? == "1";
+        registry.epoch = texts.next()??;
+        registry.is_new = texts.next()?? == "1";
         while let Some(name) = texts.next() {
             let group = texts.next()??.parse().ok()?;
             let queue = texts.next()??.parse().ok()?;
@@ -54,6 +64,7 @@ impl Registry {
             registry.routes.insert(binding.clone(), (group, queue));
             let known = registry.groups.entry(Arc::clone(&name)).or_default();
             known.group = group;
+            known.max_length = texts.next()??.parse().ok();
             known.queues.push((binding, queue));
             registry.names.insert(group, name);
         }
@@ -69,6 +80,25 @@ impl Registry {
 
     pub(super) fn has_queue(&self, topic: &str) -> bool {
         self.routes.has_match(topic)
+    }
+
+    /// Returns what declares its groups.
+    pub(super) fn specs(&self) -> Vec<GroupSpec> {
+        let spec = |(name, known): (&Arc<str>, &Known)| GroupSpec {
+            name: Arc::clone(name),
+            bindings: known.queues.iter().map(|(binding, _)| binding.clone()).collect(),
+            max_length: known.max_length,
+        };
+        self.groups.iter().map(spec).collect()
+    }
+
+    /// Whether a group has all these bindings.
+    pub(super) fn has(&self, spec: &GroupSpec) -> bool {
+        let known = self.groups.get(&spec.name);
+        known.is_some_and(|known| {
+            let is_bound = |binding| known.queues.iter().any(|(bound, _)| bound == binding);
+            spec.bindings.iter().all(is_bound)
+        })
     }
 
     pub(super) fn known(&self, name: &str) -> Option<&Known> {

@@ -5,21 +5,22 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use ahash::AHashMap;
-use parking_lot::{Mutex, RwLock};
-use redis::{Cmd, Value, cmd};
+use parking_lot::Mutex;
+use redis::{Cmd, Value};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::batch::Channels;
+use super::bounds::Bounds;
+use super::context::{self, Context};
 use super::dial::{Dialed, Dialer, Push, ask, within};
-use super::lanes::{Context, Lane, load};
+use super::lanes::{Lane, load};
 use super::link::{self, Link, Status, Trouble};
-use super::listen::{Names, Needed, Receiver, Subscriptions};
-use super::registry::Registry;
+use super::listen::{Call, Names, Needed, Receiver, Subscriptions};
 use super::scripts::{self, Script};
 use super::waits::{Waiting, Waits};
-use super::{checks, claim, kept};
+use super::{checks, claim};
 use crate::config::{RedisConfig, Wire};
 use crate::error::{Error, Result};
 use crate::shutdown::Tasks;
@@ -38,7 +39,6 @@ pub(super) struct Session {
     pub(super) pushes: Arc<Link>,
     pub(super) status: Arc<Status>,
     pub(super) context: Arc<Context>,
-    pub(super) registry: Arc<RwLock<Arc<Registry>>>,
     /// For what only settles, and for everything else.
     pub(super) settles: Lane,
     pub(super) writes: Lane,
@@ -48,8 +48,11 @@ pub(super) struct Session {
     /// Places taken by claims that found nothing, with the time to look again.
     pub(super) armed: Mutex<Armed>,
     pub(super) slots: claim::Slots,
+    pub(super) bounds: Bounds,
     /// Whether it was looked whether the server keeps what is queued.
     pub(super) knows_persistence: AtomicBool,
+    /// Since this process has declared a group, it hears who has noticed lost data.
+    pub(super) hears_lost: tokio::sync::Mutex<Option<Needed>>,
     pub(super) tasks: Tasks,
 }
 
@@ -73,25 +76,26 @@ impl Session {
             native: format!("{prefix}b{}:", config.db),
             dataknobs: format!("{}:", config.channel_prefix),
             wake: format!("{prefix}wake:{process}"),
+            lost: format!("{prefix}lost{}", config.db),
         };
         let channels = match config.wire {
             Wire::Native => Channels { prefix: names.native.clone(), bare: false },
             Wire::Dataknobs => Channels { prefix: names.dataknobs.clone(), bare: true },
         };
-        let registry = Arc::new(RwLock::new(Arc::new(Registry::default())));
-        let context = Arc::new(Context {
-            link: Arc::clone(&commands),
-            prefix: prefix.clone(),
-            channels,
-            registry: Arc::clone(&registry),
-            dedup_window: config.dedup_window,
-            op_timeout: config.net.op_timeout,
-        });
         let waits = Arc::new(Waits::default());
+        let context = Arc::new(Context::new(
+            config.clone(),
+            prefix.clone(),
+            Arc::clone(&commands),
+            channels,
+            names.clone(),
+            process.clone(),
+            Arc::clone(&waits),
+        ));
         let (wakes, woken) = mpsc::unbounded_channel();
         let (unneeded, over) = mpsc::unbounded_channel();
         let receiver =
-            Arc::new(Receiver::new(Arc::clone(&waits), names, Arc::clone(&pushes), wakes));
+            Arc::new(Receiver::new(Arc::clone(&context), names, Arc::clone(&pushes), wakes));
         let subscriptions = Arc::new(Subscriptions::new(unneeded));
         let (settles, serve_settles) = Lane::new(Arc::clone(&context));
         let (writes, serve_writes) = Lane::new(Arc::clone(&context));
@@ -104,7 +108,6 @@ impl Session {
             pushes,
             status,
             context,
-            registry,
             settles,
             writes,
             receiver,
@@ -112,13 +115,21 @@ impl Session {
             waits,
             armed: Mutex::default(),
             slots: claim::Slots::default(),
+            bounds: Bounds::default(),
             knows_persistence: AtomicBool::new(false),
+            hears_lost: tokio::sync::Mutex::default(),
             tasks,
         });
         let maker = Maker::of(&session, dialer);
         session.commands.put(maker.command_connection().await?);
         session.pushes.put(maker.push_connection().await?);
         let deadline = Instant::now() + session.config.net.op_timeout;
+        // Calls of other processes are answered from here on.
+        session.tasks.spawn(take_calls(
+            Arc::clone(&session.receiver),
+            Arc::clone(&session.context),
+            woken,
+        ));
         if let Err(trouble) = session.context.refresh(deadline).await {
             return Err(session.failed("connect", trouble));
         }
@@ -126,11 +137,6 @@ impl Session {
         session.tasks.spawn(serve_settles);
         session.tasks.spawn(serve_writes);
         session.keep_connections(&maker);
-        session.tasks.spawn(pass_wakes(
-            Arc::clone(&session.receiver),
-            Arc::clone(&session.context),
-            woken,
-        ));
         let (subscriptions, pushes) = (Arc::clone(&session.subscriptions), session.pushes.clone());
         let limit = session.config.net.op_timeout;
         let ends = async move { subscriptions.end_unneeded(&pushes, over, limit).await };
@@ -265,20 +271,12 @@ impl Maker {
             for script in scripts::all() {
                 ask(connection, &script.load()).await?;
             }
-            let mut configure = cmd("HSET");
-            configure
-                .arg(format!("{}config", self.prefix))
-                .arg("dead_retention")
-                .arg(super::micros(self.config.dead_retention))
-                .arg("max_dead")
-                .arg(self.config.max_dead)
-                .arg("max_tombstones")
-                .arg(self.config.max_tombstones);
-            let configured = ask(connection, &configure).await;
-            let configured = match kept::configure(&self.config, &self.prefix) {
-                Some(keep) if configured.is_ok() => ask(connection, &keep).await,
-                _ => configured,
-            };
+            let mut configured = Ok(Value::Nil);
+            for command in context::configure(&self.config, &self.prefix) {
+                if configured.is_ok() {
+                    configured = ask(connection, &command).await;
+                }
+            }
             match configured {
                 // A full server, or one whose disk is full, still has them from before.
                 Err(error) if matches!(error.code(), Some("OOM" | "MISCONF" | "NOPERM")) => Ok(()),
@@ -326,26 +324,33 @@ impl Maker {
     }
 }
 
-/// Wakes who waits here; a wake-up for nobody goes on to another process.
-async fn pass_wakes(
+/// Does what other processes ask for, one call after the other.
+async fn take_calls(
     receiver: Arc<Receiver>,
     context: Arc<Context>,
-    mut woken: mpsc::UnboundedReceiver<String>,
+    mut calls: mpsc::UnboundedReceiver<Call>,
 ) {
-    while let Some(what) = woken.recv().await {
-        let Some((group, queue)) = what.split_once(':') else { continue };
-        let Ok(number) = group.parse() else { continue };
-        let name = context.registry.read().name(number).cloned();
-        let Some(name) = name else {
-            // A group declared elsewhere: whoever waits for it is here, under a name not known yet.
-            receiver.waits.wake_all();
-            continue;
-        };
-        if !receiver.waits.wake(&name) {
-            let mut command = scripts::PASS.call(&context.prefix);
-            command.arg(group).arg(queue);
-            let deadline = Instant::now() + context.op_timeout;
-            let _ = context.link.send(&command, deadline).await;
+    while let Some(call) = calls.recv().await {
+        match call {
+            Call::Wake(what) => pass_wake(&receiver, &context, &what).await,
+            Call::Lost(caller) => context.answer_call(&caller).await,
         }
+    }
+}
+
+/// Wakes who waits here; a wake-up for nobody goes on to another process.
+async fn pass_wake(receiver: &Receiver, context: &Context, what: &str) {
+    let Some((group, queue)) = what.split_once(':') else { return };
+    let Ok(number) = group.parse() else { return };
+    let name = context.registry.read().name(number).cloned();
+    let Some(name) = name else {
+        // A group declared elsewhere: whoever waits for it is here, under a name not known yet.
+        return receiver.waits.wake_all();
+    };
+    if !receiver.waits.wake(&name) {
+        let mut command = scripts::PASS.call(&context.prefix);
+        command.arg(group).arg(queue);
+        let deadline = Instant::now() + context.op_timeout;
+        let _ = context.link.send(&command, deadline).await;
     }
 }

@@ -33,15 +33,27 @@ if operation == 'declare' then
 end
 
 if operation == 'registry' then
-  local answer = { call('GET', P .. 'v') or '0', retention() > 0 and '1' or '0' }
+  -- answers version, whether broadcasts are kept, epoch, whether nothing was there, then per binding:
+  -- name, group, queue, binding, max or ''
+  local new = not (call('GET', P .. 'v') and call('HGET', P .. 'config', 'epoch'))
+  if new then
+    -- From now on a version that is missing means lost data. A full server refuses it.
+    pcall(changed)
+  end
+  local answer = {
+    call('GET', P .. 'v') or '0', retention() > 0 and '1' or '0',
+    call('HGET', P .. 'config', 'epoch') or '', new and '1' or '0',
+  }
   local names = call('HGETALL', P .. 'names')
   for at = 1, #names, 2 do
-    local queues = call('HGETALL', P .. 'g' .. names[at + 1] .. ':q')
+    local G = P .. 'g' .. names[at + 1] .. ':'
+    local queues, max = call('HGETALL', G .. 'q'), call('HGET', G .. 'm', 'max') or ''
     for to = 1, #queues, 2 do
       answer[#answer + 1] = names[at]
       answer[#answer + 1] = names[at + 1]
       answer[#answer + 1] = queues[to + 1]
       answer[#answer + 1] = queues[to]
+      answer[#answer + 1] = max
     end
   end
   return answer

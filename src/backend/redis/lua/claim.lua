@@ -1,25 +1,27 @@
 -- Claims, first part: what is plain and in order, from one queue.
 --
 -- Claims the best ready copies of the queues a consumer serves; or looks whether there are any.
--- ARGV: group, max (0 = look only), lease, max_deliveries, process, slot, number, again,
---       version, g, count, queue, ..., binding, ...
---   slot, number, again  a claim sent again answers what its number gave before
+-- ARGV: group, max (0 = look only), lease, max_deliveries, process, slot, number, kind,
+--       version, g, most bytes, count, queue, ..., binding, ...
+--   slot, number         name the claim
+--   kind                 'first', or, of one whose answer was lost: 'again' answers as much of what
+--                        it gave before as is asked for now, and gives the rest back; 'defer' does
+--                        so too, but puts off for a while what is large; 'void' gives all back
 --   version, g, queues   what the caller knows of the group, if that version still holds
--- Answers {'nogroup'}, {'nodata'}, {'ready'}, {'empty', next change or -1, now}, or
+-- Answers {'nogroup'}, {'ready'}, {'deferred', bytes}, {'empty', next change or -1, now, version}, or
 -- {'claimed', now, until, then per copy: token, attempts:crashes, copy}.
-local known = tonumber(ARGV[11])
+local most_bytes, known = tonumber(ARGV[11]), tonumber(ARGV[12])
 local group, queues
 local version = call('GET', P .. 'v')
 if version == ARGV[9] and known > 0 then
   group, queues = open_group(ARGV[10]), {}
-  for at = 12, 11 + known do
+  for at = 13, 12 + known do
     queues[#queues + 1] = ARGV[at]
   end
 else
   group = find_group(ARGV[1])
   if not group then
-    -- Without a version of the registry everything was lost, not only this group deleted.
-    return { version and 'nogroup' or 'nodata' }
+    return { 'nogroup' }
   end
 end
 local G = group.G
@@ -35,6 +37,25 @@ group.next = tonumber(meta[2] or nil) or false
 local function is_ours(blob)
   -- Five values behind an id of 16 bytes, as commits write them.
   return blob and #blob > HEAD + 18 and string.sub(blob, HEAD + 1, HEAD + 2) == '\151\176'
+end
+
+-- Reads copies until an answer that has `size` bytes already would have too many; one always comes.
+-- Returns them, and the bytes of all.
+local function read_copies(seqs, size)
+  local found = {}
+  for from = 1, #seqs, 100 do
+    local some = call('HMGET', G .. 'c', unpack(seqs, from, math.min(from + 99, #seqs)))
+    for at = 1, #some do
+      local blob = some[at]
+      local bytes = blob and #blob or 0
+      if size > 0 and size + bytes > most_bytes then
+        return found, size
+      end
+      size = size + bytes
+      found[#found + 1] = blob
+    end
+  end
+  return found, size
 end
 
 -- Leases what was taken out of its places; `states` are of those that moved before.
@@ -73,21 +94,25 @@ local function wait_for_more()
       redis.pcall('SADD', G .. 'w' .. queue, process)
     end
   end
-  return { 'empty', group.next and int(group.next) or '-1', int(now) }
+  return { 'empty', group.next and int(group.next) or '-1', int(now), version or '0' }
 end
 
-if max > 0 and ARGV[8] == '0' and not paused and queues and #queues == 1
+if max > 0 and ARGV[8] == 'first' and not paused and queues and #queues == 1
   and not (group.next and group.next <= now) and call('ZCARD', G .. 'z' .. queues[1]) == 0 then
   local list = G .. 'l' .. queues[1]
   local seqs = call('LPOP', list, max)
   if not seqs then
     return wait_for_more()
   end
-  local blobs, fine = bulk_get('HMGET', G .. 'c', seqs), true
-  for at = 1, #seqs do
+  local blobs, fine = read_copies(seqs, 0), true
+  for at = 1, #blobs do
     fine = fine and is_ours(blobs[at])
   end
   if fine then
+    for at = #seqs, #blobs + 1, -1 do
+      call('LPUSH', list, seqs[at])
+      seqs[at] = nil
+    end
     return hand_out(seqs, blobs)
   end
   for at = #seqs, 1, -1 do

@@ -1,18 +1,68 @@
 -- Claims, second part: any claim: sent again, of several queues, ranked, or with what time has brought.
 
-if max > 0 and ARGV[8] == '1' then
-  local answer = { 'claimed', int(now), int(now + lease) }
-  local claims = call('HGETALL', G .. 'a')
+-- What is not larger never fills a client's buffer beyond its fixed part, 16 KiB.
+local LARGE = 16384
+-- For how long what is too large for an answer is put off, in microseconds.
+local PUT_OFF = 60000000
+
+-- Gives back a copy that nobody has seen; nothing is counted.
+local function give_back_unseen(seq, due)
+  local copy = load_copy(group, seq)
+  unlease(group, seq)
+  if copy then
+    local state = load_state(group, seq)
+    state.since = due
+    save_state(group, seq, state)
+    give_back(group, copy, due)
+  end
+end
+
+-- Returns what this claim gave before, in the order of its tokens.
+local function given_before()
+  local given, claims = {}, call('HGETALL', G .. 'a')
   for at = 1, #claims, 2 do
     local token, claimer = string.match(claims[at + 1], '^(%d+):%d+:%a:(.*)$')
     if claimer == tag then
-      local state = call('HGET', G .. 's', claims[at])
-      answer[#answer + 1] = token
-      answer[#answer + 1] = state and string.match(state, '^%d+:%d+') or '0:0'
-      answer[#answer + 1] = call('HGET', G .. 'c', claims[at])
+      given[#given + 1] = { seq = claims[at], token = token }
     end
   end
-  if #answer > 3 then
+  table.sort(given, function(one, other)
+    return tonumber(one.token) < tonumber(other.token)
+  end)
+  return given
+end
+
+local kind = ARGV[8]
+if kind ~= 'first' then
+  local given, seqs = given_before(), {}
+  for at = 1, math.min(#given, kind == 'void' and 0 or max) do
+    seqs[at] = given[at].seq
+  end
+  local blobs = read_copies(seqs, 0)
+  local put_off = kind == 'defer' and blobs[1] and #blobs[1] > LARGE and #blobs[1]
+  local keep = put_off and 0 or #blobs
+  for at = #given, keep + 1, -1 do
+    give_back_unseen(given[at].seq, put_off and at == 1 and now + PUT_OFF or now)
+  end
+  if keep < #given then
+    wake_waiting(group)
+  end
+  if put_off then
+    return { 'deferred', int(put_off) }
+  end
+  if kind == 'void' then
+    return { 'ready' }
+  end
+  if keep > 0 then
+    local answer = { 'claimed', int(now), int(now + lease) }
+    for at = 1, keep do
+      local state = call('HGET', G .. 's', seqs[at])
+      answer[#answer + 1] = given[at].token
+      answer[#answer + 1] = state and string.match(state, '^%d+:%d+') or '0:0'
+      answer[#answer + 1] = blobs[at]
+      call('ZADD', G .. 't', int(now + lease), seqs[at])
+    end
+    look_at(group, now + lease)
     return answer
   end
 end
@@ -23,8 +73,8 @@ end
 
 if not queues then
   queues = {}
-  if #ARGV >= 12 + known then
-    for at = 12 + known, #ARGV do
+  if #ARGV >= 13 + known then
+    for at = 13 + known, #ARGV do
       queues[#queues + 1] = call('HGET', G .. 'q', ARGV[at]) or nil
     end
   else
@@ -103,7 +153,7 @@ if max == 0 then
   end
 end
 
-local seqs, blobs, tried, asked = {}, {}, {}, 0
+local seqs, blobs, tried, asked, size, cut = {}, {}, {}, 0, 0, false
 while max > #seqs and not paused do
   asked = max - #seqs
   local picked = best(asked)
@@ -114,12 +164,12 @@ while max > #seqs and not paused do
   for at = 1, #picked do
     names[at] = picked[at][1]
   end
-  local found = bulk_get('HMGET', G .. 'c', names)
+  local found = read_copies(names, size)
   local states = bulk_get('HMGET', G .. 's', names)
   -- One that must not be delivered ends the run: what it frees may come before the rest.
   local bad, reason
-  local fine = #picked
-  for at = 1, #picked do
+  local fine = #found
+  for at = 1, #found do
     if not found[at] then
       bad, reason = at, 'gone'
     elseif not is_ours(found[at]) then
@@ -137,6 +187,7 @@ while max > #seqs and not paused do
   end
   take(picked, bad or fine)
   for at = 1, fine do
+    size = size + #found[at]
     seqs[#seqs + 1] = names[at]
     blobs[#blobs + 1] = found[at]
     tried[#seqs] = states[at]
@@ -155,7 +206,8 @@ while max > #seqs and not paused do
     end
     bury(group, copy, load_state(group, copy.seq), reason, error)
   end
-  if not bad and #picked < asked then
+  cut = not bad and #found < #picked
+  if not bad and (cut or #picked < asked) then
     break
   end
 end
@@ -164,7 +216,7 @@ if #seqs == 0 then
   return wait_for_more()
 end
 local answer = hand_out(seqs, blobs, tried)
-if #seqs >= max then
+if #seqs >= max or cut then
   wake_waiting(group)
 end
 return answer

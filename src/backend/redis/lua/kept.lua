@@ -6,9 +6,11 @@
 
 -- Publishers compute targets with a copy of the bindings; a new version makes them read again.
 local function changed()
-  -- Begins with the time, so that no version comes twice even when all data was lost.
-  call('SET', P .. 'v', int(now), 'NX')
-  call('INCR', P .. 'v')
+  -- An epoch ends when the data are lost: who knew another one declares again what it knew.
+  call('HSETNX', P .. 'config', 'epoch', int(now))
+  -- The time, so that no version comes twice even when all data or the last changes were lost.
+  local version = tonumber(call('GET', P .. 'v') or 0)
+  call('SET', P .. 'v', int(math.max(version + 1, now)))
 end
 
 -- Returns how many are kept and for how many milliseconds (nil = for ever).
