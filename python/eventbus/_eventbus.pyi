@@ -305,9 +305,10 @@ class CoreBus:
             metadata: Replaces the event's.
             event_id: Replaces the event's: 1 to 255 bytes, or a UUID; ``cancel_message`` and its
                 siblings find what was published by it.
-            connection: An asyncpg ``Connection`` or a psycopg ``AsyncConnection`` to the database
-                of a Postgres bus: the event is published when the transaction on it commits,
-                and never when that is rolled back.
+            connection: An asyncpg ``Connection``, a psycopg ``AsyncConnection`` or ``Connection``,
+                or an ``AsyncSession``, ``AsyncConnection``, ``Session`` or ``Connection`` of
+                SQLAlchemy, to the database of a Postgres bus: the event is published when the
+                transaction on it commits, and never when that is rolled back.
 
         Raises:
             TopicError: The topic breaks a rule.
@@ -316,6 +317,8 @@ class CoreBus:
             EncodeError: A group is bound, or the bus is strict, and the payload cannot be encoded.
             PayloadTooLarge: The copy is larger than ``max_message_bytes``.
             QueueFull: A group is full.
+            NoTransactionError: ``connection`` has no transaction open.
+            SerializationError: The caller's transaction collided with another; run it again.
             BusClosedError: The bus was closed; ``NotConnectedError`` before it is connected.
             ForkedError: The bus was made before a fork.
 

@@ -921,9 +921,11 @@ class Bus(CoreBus):
         """Return a transaction: ``async with bus.transaction() as tx:`` commits at its end.
 
         Args:
-            connection: An asyncpg ``Connection`` or a psycopg ``AsyncConnection`` to the database
-                of a Postgres bus: the block is a transaction on it, or a savepoint inside yours,
-                and what you do there takes effect with the steps or not at all.
+            connection: An asyncpg ``Connection``, a psycopg ``AsyncConnection`` or ``Connection``,
+                or an ``AsyncSession``, ``AsyncConnection``, ``Session`` or ``Connection`` of
+                SQLAlchemy, to the database of a Postgres bus: the block is a transaction on it, or
+                a savepoint inside yours, and what you do there takes effect with the steps or not
+                at all. ``commit()`` without a block needs a transaction that is open there.
 
         Raises:
             UnsupportedError: The bus is not over Postgres.

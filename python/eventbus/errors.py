@@ -226,6 +226,10 @@ class VersionConflict(EventBusError):
         self.actual = actual
 
 
+class NoTransactionError(EventBusError, RuntimeError):
+    """No transaction is open on ``connection=``: nothing was sent, as it would have been final."""
+
+
 class SerializationError(EventBusError):
     """Your transaction on the server collided with another; roll it back and run it again.
 

@@ -6,6 +6,7 @@ import asyncio
 
 import pytest
 
+from bridge.support import sizes
 from conformance.support import AT_ONCE, WITHIN, figures_become
 from eventbus import Bus, Event
 from eventbus.testing import Recorder
@@ -112,3 +113,43 @@ async def test_its_timeout_says_what_is_not_idle(bus: Bus, topic: str, group: st
     finally:
         release.set()
         await bus.resume(group)
+
+
+@sizes(3, 1_000, "runs")
+async def test_it_waits_for_a_subscriber_that_publishes_again_and_again(
+    bus: Bus, topic: str, runs: int
+) -> None:
+    seen: list[int] = []
+
+    async def forward(event: Event) -> None:
+        seen.append(event.payload)
+        if event.payload:
+            await bus.publish(topic, event.payload - 1)
+
+    await bus.subscribe(topic, forward, delivery="queued")
+    for _ in range(runs):
+        seen.clear()
+        await bus.publish(topic, 299)
+        await bus.wait_idle(30)
+        assert len(seen) == 300
+
+
+@sizes(3, 200, "runs")
+async def test_it_waits_while_a_group_and_a_subscription_take_turns(
+    bus: Bus, topic: str, group: str, runs: int
+) -> None:
+    seen: list[int] = []
+
+    async def forward(event: Event) -> None:
+        seen.append(event.payload)
+        if event.payload:
+            other = "b" if event.topic.endswith("a") else "a"
+            await bus.publish(topic + other, event.payload - 1)
+
+    await bus.subscribe(topic + "a", forward, delivery="queued")
+    await bus.consume(topic + "b", forward, group=group)
+    for _ in range(runs):
+        seen.clear()
+        await bus.publish(topic + "a", 99)
+        await bus.wait_idle(30)
+        assert len(seen) == 100

@@ -19,6 +19,7 @@ from eventbus import (
     Event,
     LeaseLost,
     NotConnectedError,
+    NoTransactionError,
     QueueFull,
     RetryPolicy,
     UnsupportedError,
@@ -100,12 +101,55 @@ async def test_a_savepoint_undoes_its_publishes_only(
     assert sorted(handled) == [1, 3]
 
 
-async def test_without_a_transaction_the_publish_is_one(
-    bus: Bus, caller: Caller, handled: list[Any], eventually: Eventually
+async def test_psycopg_begins_a_transaction_with_the_publish(
+    bus: Bus, server: PostgresServer, handled: list[Any], eventually: Eventually
 ) -> None:
-    await bus.publish("orders", 1, connection=caller.connection)
-    await caller.settle()
-    await eventually(lambda: handled)
+    async with await psycopg.AsyncConnection.connect(server.url()) as connection:
+        await bus.publish("orders", 1, connection=connection)
+        await connection.rollback()
+        await bus.publish("orders", 2, connection=connection)
+        await connection.commit()
+    await eventually(lambda: handled == [2])
+
+
+async def test_without_a_transaction_nothing_is_published(
+    bus: Bus, server: PostgresServer, handled: list[Any], eventually: Eventually
+) -> None:
+    autocommit = await psycopg.AsyncConnection.connect(server.url(), autocommit=True)
+    blocking = psycopg.connect(server.url(), autocommit=True)
+    plain = await asyncpg.connect(server.url())
+    for connection in (autocommit, blocking, plain):
+        with pytest.raises(NoTransactionError, match=r"take effect at once.*transaction\(\)"):
+            await bus.publish("orders", "never", connection=connection)
+        with pytest.raises(NoTransactionError):
+            await bus.publish_many([("orders", "never")], connection=connection)
+        tx = bus.transaction(connection=connection)
+        tx.publish("orders", "never")
+        with pytest.raises(NoTransactionError):
+            await tx.commit()
+        async with bus.transaction(connection=connection) as tx:
+            tx.publish("orders", "in a block")
+    await eventually(lambda: handled == ["in a block"] * 3)
+    await autocommit.close()
+    blocking.close()
+    await plain.close()
+
+
+async def test_a_blocking_connection_of_psycopg_is_taken(
+    bus: Bus, server: PostgresServer, handled: list[Any], eventually: Eventually
+) -> None:
+    with psycopg.connect(server.url(), row_factory=psycopg.rows.dict_row) as connection:
+        await bus.publish("orders", "never", connection=connection)
+        connection.rollback()
+        await bus.publish("orders", 1, connection=connection)
+        connection.commit()
+        async with bus.transaction(connection=connection) as tx:
+            tx.publish("orders", 2)
+        with pytest.raises(Undo):  # noqa: PT012
+            async with bus.transaction(connection=connection) as tx:
+                tx.publish("orders", "undone")
+                raise Undo
+    await eventually(lambda: sorted(handled) == [1, 2])
 
 
 async def test_many_are_published_in_order_and_equal_ones_each(
@@ -213,16 +257,18 @@ async def test_other_buses_join_no_transaction(url: str, caller: Caller) -> None
             bus.transaction(connection=caller.connection)
 
 
-async def test_only_two_kinds_of_connections_are_taken(bus: Bus, server: PostgresServer) -> None:
+async def test_other_kinds_of_connections_are_refused_with_what_is_accepted(
+    bus: Bus, server: PostgresServer
+) -> None:
     pool = asyncpg.create_pool(server.url())
     with psycopg.connect(server.url()) as blocking:
         for wrong, said in [
-            (blocking, "blocking"),
+            (blocking.cursor(), "SQL function publish()"),
             (pool, "out of the pool"),
             (object(), "builtins.object"),
             ("postgresql://", "builtins.str"),
         ]:
-            with pytest.raises(TypeError, match=r"asyncpg Connection or a psycopg AsyncConn") as no:
+            with pytest.raises(TypeError, match=r"an asyncpg .*AsyncSession") as no:
                 await bus.publish("t", 1, connection=wrong)
             assert said in str(no.value)
             with pytest.raises(TypeError, match="asyncpg"):
@@ -263,7 +309,8 @@ async def test_a_connection_that_leads_elsewhere_is_refused(
     for database, said in [(empty, "no tables of a bus"), (other, "another bus")]:
         connection = await asyncpg.connect(server.url(database))
         with pytest.raises(ConfigError, match=said) as refused:
-            await bus.publish("orders", 1, connection=connection)
+            async with connection.transaction():
+                await bus.publish("orders", 1, connection=connection)
         assert "'postgres'" in str(refused.value) or '"postgres"' in str(refused.value)
         await connection.close()
 
@@ -274,7 +321,8 @@ async def test_a_role_without_rights_is_named(
     server.execute(f"create role {schema}_nobody login")
     connection = await asyncpg.connect(server.url(user=f"{schema}_nobody"))
     with pytest.raises(ConfigError, match="may not use schema"):
-        await bus.publish("orders", 1, connection=connection)
+        async with connection.transaction():
+            await bus.publish("orders", 1, connection=connection)
     await connection.close()
 
 
