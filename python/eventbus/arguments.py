@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TypeVar
 
 from eventbus.errors import EventBusError, InvalidArgumentError
+from eventbus.names import shown
 
 __all__ = ["one_of", "positive"]
 
@@ -23,7 +24,7 @@ def one_of(
         EventBusError: Of the class given, when it is not.
     """
     if value not in valid:
-        raise error(f"{name}={value!r} must be one of {', '.join(valid)}")
+        raise error(f"{name}={shown(repr(value))} must be one of {', '.join(valid)}")
     return value
 
 
@@ -40,5 +41,5 @@ def positive(
         EventBusError: Of the class given, when it is not.
     """
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
-        raise error(f"{name}={value!r} must be an int of at least 1 and at most {most}")
+        raise error(f"{name}={shown(repr(value))} must be an int of at least 1 and at most {most}")
     return value

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from eventbus.delivery import Delivery
 from eventbus.errors import ConfigError
+from eventbus.names import shown
 from eventbus.payloads import Convert, parameters
 from eventbus.signatures import (
     check_call,
@@ -197,4 +198,5 @@ def _delivery_parameter(handler: Callable[..., Any]) -> tuple[str, bool, bool] |
 
 def _check_callable(handler: object) -> None:
     if not callable(handler):
-        raise TypeError(f"handler must be callable, not {type(handler).__name__}: {handler!r}")
+        kind = type(handler).__name__
+        raise TypeError(f"handler must be callable, not {kind}: {shown(repr(handler))}")

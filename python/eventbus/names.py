@@ -21,8 +21,9 @@ def shown(name: object) -> str:
     start = text[:_SHOWN]
     if not start.isprintable():
         # Line breaks would make a second entry of it, surrogates cannot be written at all.
-        start = start.encode("unicode_escape").decode("ascii")
-    return start if len(text) <= _SHOWN else f"{start}… ({len(text)} characters)"
+        start = "".join(one if one.isprintable() else ascii(one)[1:-1] for one in start)
+    whole = len(text) <= _SHOWN and len(start) <= _SHOWN
+    return start if whole else f"{start[:_SHOWN]}… ({len(text)} characters)"
 
 
 class LiteralTopics:

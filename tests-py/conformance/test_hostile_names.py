@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 
+from conformance.conftest import MakeBus
 from conformance.support import WITHIN, eventually
 from eventbus import Bus, EventBusError, NotFoundError, TopicError
+from eventbus.compat.dataknobs import InMemoryEventBus
 from eventbus.errors import InvalidArgumentError
 
 HOSTILE = [
@@ -213,3 +215,46 @@ async def test_calls_that_look_for_a_name_find_nothing_or_say_why_not(bus: Bus, 
     with pytest.raises(InvalidArgumentError):
         await bus.message("")
     await bus.publish("t", 1)
+
+
+async def test_a_name_of_ten_thousand_characters_is_neither_logged_nor_shown_whole(
+    make_bus: MakeBus, topic: str, group: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    bus, long = await make_bus(), "é\n" * 5_000
+    anything: Any = bus
+    dataknobs = InMemoryEventBus()
+    await bus.declare_group(group, topic)
+    calls: list[Callable[[], Any]] = [
+        lambda: bus.publish(long, 1),
+        lambda: bus.publish_many([(long, 1)]),
+        lambda: bus.publish(topic, 1, key=long),
+        lambda: bus.publish(topic, 1, dedup_id=long),
+        lambda: bus.subscribe(long, print),
+        lambda: bus.consume(long, print, group=group),
+        lambda: bus.consume(topic, print, group=long),
+        lambda: bus.declare_group(long, topic),
+        lambda: bus.delete_group(long),
+        lambda: bus.purge(long),
+        lambda: bus.unbind(group, long),
+        lambda: bus.message(group, long),
+        lambda: bus.dead_letters(long).list(),
+        lambda: bus.read(long),
+        lambda: anything.subscribe([long], print),
+        lambda: anything.subscribe(topic, long),
+        lambda: anything.consume(topic, long),
+        lambda: anything.publish([long], 1),
+        lambda: anything.read([long]),
+        lambda: anything.subscribe(topic, print, delivery=long),
+        lambda: dataknobs.publish(long, 1, delay=1.0),  # type: ignore[arg-type]
+    ]
+    texts: list[tuple[int, str]] = []
+    for number, call in enumerate(calls):
+        try:
+            await call()
+        except Exception as error:  # noqa: BLE001 - its text is what is looked at
+            texts.append((number, str(error)))
+    assert len(texts) > 10
+    assert [(number, text[:300]) for number, text in texts if len(text) > 600] == []
+    for record in caplog.records:
+        assert len(record.getMessage()) < 600, record.getMessage()[:300]
+        assert "\n" not in record.getMessage()
