@@ -204,7 +204,7 @@ def plain(value: Any) -> Any:
     Returns:
         The data, or ``NotImplemented`` for objects of other kinds.
     """
-    kind: Any = type(value)
+    kind: Any = value.__class__
     if isinstance(value, type | Event):
         return NotImplemented
     if isinstance(value, enum.Enum):
