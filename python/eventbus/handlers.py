@@ -100,7 +100,7 @@ def _check_convention(
     elif calls == "payload":
         check_call(handler, "handler(payload)")
     elif calls == "topic_args":
-        check_call(handler, "handler(topic, *args, **kwargs)", more=True)
+        check_call(handler, "handler(topic, *args, **kwargs)", more="any")
     else:
         check_kind(handler, f"a handler of the convention {calls!r}")
     if consuming is not None:

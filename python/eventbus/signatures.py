@@ -7,7 +7,7 @@ import inspect
 import types
 import typing
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, Literal
 
 __all__ = [
     "BEHIND",
@@ -84,7 +84,7 @@ def check_call(
     positional: int = 1,
     keywords: tuple[str, ...] = (),
     *,
-    more: bool = False,
+    more: Literal["none", "positional", "any"] = "none",
 ) -> None:
     """Refuse a handler that cannot be called as it will be.
 
@@ -95,7 +95,7 @@ def check_call(
         expected: How, for the message.
         positional: How many positional arguments it gets.
         keywords: The keyword arguments it gets.
-        more: It may get further arguments, which only the event tells.
+        more: Which further arguments it may get, as only the event tells.
 
     Raises:
         TypeError: With the expected signature and the one found.
@@ -105,13 +105,21 @@ def check_call(
         signature = inspect.signature(handler)
     except (ValueError, TypeError):
         return
-    bind = signature.bind_partial if more else signature.bind
+    bind = signature.bind if more == "none" else signature.bind_partial
     try:
         bind(*[None] * positional, **dict.fromkeys(keywords))
+        if more == "positional":
+            _check_keywords(signature)
     except TypeError as error:
         raise TypeError(
             f"{_found(handler)} cannot be called as {expected}: {error}{_unresolved(handler)}"
         ) from None
+
+
+def _check_keywords(signature: inspect.Signature) -> None:
+    for one in signature.parameters.values():
+        if one.kind is one.KEYWORD_ONLY and one.default is one.empty:
+            raise TypeError(f"missing a required argument: {one.name!r}")
 
 
 def check_gap_handler(on_gap: object) -> None:

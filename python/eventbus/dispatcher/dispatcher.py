@@ -226,7 +226,7 @@ class EventDispatcher:
         elif not isinstance(event, str):
             raise TypeError(f"event must be a name or a class of AbstractEvent, not {event!r}")
         if typed is None:
-            check_call(callback, "callback(context, source, name, *args)", 3, more=True)
+            check_call(callback, "callback(context, source, name, *args)", 3, more="positional")
         else:
             check_call(callback, "callback(context, source, event)", 3)
         handler = EventHandler(
