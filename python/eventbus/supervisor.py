@@ -98,7 +98,12 @@ class Supervisor:
     @property
     def is_over(self) -> bool:
         """Whether a task that ends now is not replaced: its owner stops, or its loop ends."""
-        return self._stopped or self._sentinel.loop_ends
+        return self._stopped or self.loop_ends
+
+    @property
+    def loop_ends(self) -> bool:
+        """Whether all tasks of the loop are being cancelled."""
+        return not self._left and self._sentinel.loop_ends
 
     def keep(self, begin: Callable[[], asyncio.Task[None]]) -> None:
         """Start a task, and again whenever it ends for no good reason.
