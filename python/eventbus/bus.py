@@ -222,7 +222,6 @@ class Bus(CoreBus):
         self._streams: weakref.WeakSet[Stream] = weakref.WeakSet()
         self._deliveries: weakref.WeakSet[Deliveries] = weakref.WeakSet()
         self._state: BusState = "new"
-        self._topics: dict[str, str] = {}
         self._workers_replaced = 0
         self._replaced_at = 0.0
         self.on_handler_error: ErrorHook | None = None
