@@ -1,10 +1,29 @@
 //! Where background tasks are spawned and awaited: stop intake, drain, abort.
 
+use std::sync::LazyLock;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+
+/// Tasks of all buses that the end of the process waits for.
+static LAST: LazyLock<Mutex<TaskTracker>> = LazyLock::new(Mutex::default);
+
+/// Waits until the last words of this process are sent, at most `grace`.
+pub async fn last_words(grace: Duration) {
+    let last = LAST.lock().clone();
+    last.close();
+    let _ = tokio::time::timeout(grace, last.wait()).await;
+}
+
+/// Forgets them in a forked child, where nobody sends them.
+pub fn forget_last_words() {
+    if let Some(mut last) = LAST.try_lock() {
+        *last = TaskTracker::new();
+    }
+}
 
 /// The background tasks of one bus.
 #[derive(Debug, Clone)]
@@ -33,6 +52,12 @@ impl Tasks {
             },
             &self.handle,
         );
+    }
+
+    /// Spawns a task as `spawn` does; [`last_words`] waits for it.
+    pub fn spawn_last(&self, task: impl Future<Output = ()> + Send + 'static) {
+        let tracked = LAST.lock().track_future(task);
+        self.spawn(tracked);
     }
 
     /// Stops every task and waits for their end, at most `grace`. Idempotent.

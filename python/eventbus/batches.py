@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import time
+from contextvars import Context
 from typing import TYPE_CHECKING, Any, Literal
 
 from eventbus._eventbus import Invoke
 from eventbus.errors import BatchError, BusClosedError, NotFoundError, Reject, Retry, is_outcome
+from eventbus.outcomes import leave
 from eventbus.payloads import Convert
 
 if TYPE_CHECKING:
@@ -31,9 +33,10 @@ class BatchWorker:
         in_hand: The deliveries of the call that runs.
     """
 
-    def __init__(self, consumer: Consumer, size: int) -> None:
-        """Begin with nothing in hand."""
+    def __init__(self, consumer: Consumer, size: int, context: Context) -> None:
+        """Begin with nothing in hand; handlers run in copies of the context."""
         self._consumer = consumer
+        self._context = context
         self._size = size
         self._convert = consumer._bus._converter(consumer.handler, of_list=True)
         self._call = consumer._calling(consumer.handler)
@@ -49,13 +52,19 @@ class BatchWorker:
                 if not batch:
                     await consumer._wait()
                     continue
+                self.in_hand = batch
+                await self._handle(batch, self._convert)
+                self.in_hand = []
+                consumer._calm()
+                await asyncio.sleep(0)
+            except asyncio.CancelledError:
+                # Somebody may mean a handler that has ended meanwhile: that is no stop.
+                if not consumer._supervisor.absorb():
+                    raise
+                self.in_hand = []
             except (BusClosedError, NotFoundError) as error:
                 consumer._end(error)
                 return
-            self.in_hand = batch
-            await self._handle(batch, self._convert)
-            self.in_hand = []
-            await asyncio.sleep(0)
 
     def _claim(self) -> list[CoreDelivery]:
         consumer = self._consumer
@@ -81,14 +90,14 @@ class BatchWorker:
             try:
                 events.append(core.event if convert is None else convert(core.event))
             except Exception as error:  # noqa: BLE001 - it settles the delivery
-                await consumer._failed(core, error)
+                await consumer._decide(core, error)
             else:
                 fitting.append(core)
         if not fitting:
             return
         self._result = None
         try:
-            await Invoke(self._run, events, consumer._context)
+            await Invoke(self._run, events, self._context)
             outcomes = read_outcomes(self._result, len(fitting))
         except BatchError as error:
             try:
@@ -101,11 +110,11 @@ class BatchWorker:
             return
         for core, failure in zip(fitting, outcomes, strict=True):
             if failure is not None:
-                await consumer._failed(core, failure)
+                await consumer._decide(core, failure)
                 continue
             consumer._bus._count(1, 0, 0, 0)
             if not core.settled:
-                await consumer._settle(core, core.settle_ack)
+                await consumer._acknowledge(core)
 
     async def _run(self, events: list[Any]) -> None:
         """Call the handler and keep what it returned."""
@@ -118,6 +127,10 @@ class BatchWorker:
 
     async def _failed(self, batch: list[CoreDelivery], error: BaseException) -> None:
         consumer = self._consumer
+        if isinstance(error, SystemExit | KeyboardInterrupt):
+            for core in batch:
+                leave(core, error)
+            raise error
         lost = [core for core in batch if core.fencing_token in consumer._taken_back]
         if isinstance(error, asyncio.CancelledError) and lost:
             await consumer._failed(lost[0], error)
@@ -125,10 +138,10 @@ class BatchWorker:
             # The lease of a neighbour is no failure of theirs: they go back uncounted.
             for core in batch:
                 if core not in lost and not core.settled:
-                    await consumer._settle(core, core.settle_release)
+                    await consumer._release(core)
             return
         for core in batch:
-            await consumer._failed(core, error)
+            await consumer._decide(core, error)
 
 
 def read_outcomes(result: object, count: int) -> list[BaseException | None]:

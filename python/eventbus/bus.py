@@ -54,6 +54,7 @@ from eventbus.handlers import check_consumer, check_subscriber, warn_of_subscrib
 from eventbus.included import Included
 from eventbus.names import LiteralTopics, shown
 from eventbus.outbox import Outbox
+from eventbus.outcomes import DeadLetterHook
 from eventbus.signatures import check_gap_handler
 from eventbus.stream import Stream
 from eventbus.subscription import GapHandler, Handler, QueuedReceiver, Subscription
@@ -71,7 +72,7 @@ from eventbus.waiting import Unattended, listed, work_left
 
 if TYPE_CHECKING:
     from eventbus import payloads
-    from eventbus._eventbus import CoreConsumer, CoreSubscription
+    from eventbus._eventbus import CoreConsumer, CoreDelivery, CoreSubscription
     from eventbus.factory import MemoryEventBusConfig
     from eventbus.figures import BusFigures, Health
     from eventbus.keywords import ConsumeKeywords, SubscribeKeywords
@@ -79,6 +80,7 @@ if TYPE_CHECKING:
 __all__ = ["Bus", "DeadLetters", "EventBus", "InMemoryEventBus"]
 
 log = logging.getLogger("eventbus.bus")
+handlers_log = logging.getLogger("eventbus.handlers")
 
 # The codec recurses: deeper nesting could exhaust the stack of a small thread.
 _MOST_DEPTH = 512
@@ -90,6 +92,8 @@ _LOOK_EVERY = 10.0
 _LOOK_FOR = 1.0
 # Seconds between two warnings of the same kind.
 _MALFORMED_EVERY = 60.0
+# Seconds for which `health` warns of a task that had to be replaced.
+_TROUBLE_SHOWN = 60.0
 _OVERFLOWS: tuple[Overflow, ...] = ("drop_oldest", "drop_newest", "close")
 
 # What a draining bus refuses.
@@ -130,6 +134,10 @@ class Bus(CoreBus):
     Attributes:
         on_handler_error: Called with (subscription id or group, exception) when a handler raised,
             after it was logged; ``None`` by default.
+        on_dead_letter: Called with each ``DeadLetter`` of the groups that this bus consumes, once
+            it is stored and was logged; ``None`` by default. A plain function, on the loop of the
+            consumer; what it raises is logged. What no handler decided (``crashed``, ``expired``,
+            ``undecodable``) is told within the sweep interval, to one consumer of the group.
     """
 
     # Whether the DataKnobs contract holds: handlers get the event whatever their annotation says,
@@ -214,7 +222,10 @@ class Bus(CoreBus):
         self._streams: weakref.WeakSet[Stream] = weakref.WeakSet()
         self._deliveries: weakref.WeakSet[Deliveries] = weakref.WeakSet()
         self._state: BusState = "new"
+        self._workers_replaced = 0
+        self._replaced_at = 0.0
         self.on_handler_error: ErrorHook | None = None
+        self.on_dead_letter: DeadLetterHook | None = None
         self.on_state_change: Callable[[BusState], object] | None = None
 
     # Life
@@ -338,8 +349,9 @@ class Bus(CoreBus):
             return
         # A handler that awaits this close cannot end before it: do not wait for its receiver.
         _, late = await asyncio.wait(own, timeout=max(0.0, deadline - loop.time()))
-        for task in late:
-            task.cancel()
+        for receiver in self._receivers.values():
+            if receiver.task in late:
+                receiver.abort()
         if late:
             await asyncio.wait(late, timeout=1.0)
 
@@ -391,9 +403,15 @@ class Bus(CoreBus):
     def counters(self) -> dict[str, int]:
         """Counts since the bus was made.
 
-        ``delivered``, ``failed``, ``dropped``, ``malformed``, ``gaps`` and ``leases_lost``.
+        ``delivered``, ``failed``, ``dropped``, ``malformed``, ``gaps``, ``leases_lost`` and
+        ``workers_replaced`` (tasks of consumers and subscriptions that had ended for no reason).
         """
-        return self._counters()
+        return {**self._counters(), "workers_replaced": self._workers_replaced}
+
+    def _replaced(self) -> None:
+        """Count a task that had to be replaced; called by its supervisor."""
+        self._workers_replaced += 1
+        self._replaced_at = time.monotonic()
 
     @property
     def subscription_count(self) -> int:
@@ -428,16 +446,33 @@ class Bus(CoreBus):
             )
 
     def _handler_failed(self, name: object, error: BaseException) -> None:
-        """Log a handler's exception and tell the hook; called by the core."""
-        logging.getLogger("eventbus.handlers").error(
-            "Error in event handler for subscription %s", name, exc_info=error
+        """Log the exception of a subscriber and tell the hook; called by the core."""
+        text, topic = "Error in event handler for subscription %s", self._topics.get(str(name))
+        if topic is None or self._IS_DATAKNOBS:
+            # Contract D25 has this very text.
+            handlers_log.error(text, name, exc_info=error)
+        else:
+            handlers_log.error(f"{text} topic=%s", name, shown(topic), exc_info=error)
+        self._tell_handler_error(str(name), error)
+
+    def _consumer_failed(self, core: CoreDelivery, error: BaseException) -> None:
+        """Log the exception of a consumer's handler and tell the hook."""
+        handlers_log.error(
+            "Error in event handler for group %s topic=%s event=%s",
+            shown(core.group),
+            shown(core.topic),
+            shown(core.event.event_id),
+            exc_info=error,
         )
+        self._tell_handler_error(core.group, error)
+
+    def _tell_handler_error(self, name: str, error: BaseException) -> None:
         if self.on_handler_error is not None:
             try:
-                self.on_handler_error(str(name), error)
+                self.on_handler_error(name, error)
             except Exception:
                 # A broken hook must not reach the publisher, nor stop the other handlers.
-                log.exception("error in handler error hook subscription=%s", name)
+                log.exception("error in handler error hook subscription=%s", shown(name))
 
     # Broadcast
 
@@ -532,10 +567,10 @@ class Bus(CoreBus):
         else:
             near = topic if pattern else None
             core = await self._buffered(text, bool(pattern), size, policy, since, near)
-            receiver = QueuedReceiver(self, core, subscription_id, taking, on_gap)
+            receiver = QueuedReceiver(self, core, subscription_id, text, taking, on_gap)
             self._receivers[subscription_id] = receiver
             self._subscriptions[subscription_id] = receiver.cancel
-            self._topics[subscription_id] = text
+        self._topics[subscription_id] = text
         return Subscription(subscription_id, topic, call, pattern, _cancel_callback=self._cancel)
 
     def _converter(
@@ -978,22 +1013,37 @@ class Bus(CoreBus):
     async def health(self) -> Health:
         """Return ``ok`` (bool), ``state``, ``backend``, ``counters`` and ``warnings`` (list).
 
-        A group whose messages have waited for a minute without anybody who consumes them is among
-        the warnings; for that the server is asked at most every ten seconds, for a second at most.
+        Not ok: the bus is not live, the server is not reached, or a consumer or subscription of
+        this bus has no task left that could run its handler. A group whose messages have waited for
+        a minute without anybody who consumes them is among the warnings; for that the server is
+        asked at most every ten seconds, for a second at most.
         """
         server = self._tell_limits()
         await self._look_for_unattended(server["state"])
+        idle, warnings = self._receiver_health()
         return {
-            "ok": self._state == "live" and server["state"] in ("live", "degraded"),
+            "ok": self._state == "live" and server["state"] in ("live", "degraded") and not idle,
             "state": self._state,
             "backend": dict(self.capabilities),
             "counters": self.counters,
-            "warnings": [*server["warnings"], *self._neglected],
+            "warnings": [*server["warnings"], *idle, *warnings, *self._neglected],
             "connection": server["state"],
             "server": server["server"],
             "reconnects": server["reconnects"],
             "last_error": server["last_error"],
         }
+
+    def _receiver_health(self) -> tuple[list[str], list[str]]:
+        """Return what has no task left that could run its handler, and what had lately."""
+        receivers: list[Consumer | QueuedReceiver] = [*self._consumers, *self._receivers.values()]
+        idle = [trouble for one in receivers if (trouble := one.trouble()) is not None]
+        lately = time.monotonic() - self._replaced_at
+        if self._workers_replaced == 0 or lately > _TROUBLE_SHOWN:
+            return idle, []
+        return idle, [
+            f"{self._workers_replaced} tasks of consumers or subscriptions have ended and were "
+            f"replaced, the last {lately:.0f} s ago; the log of eventbus.supervisor has tracebacks"
+        ]
 
     async def wait_idle(self, timeout: Seconds = 5.0) -> None:
         """Wait until this bus has nothing left to do; for tests.

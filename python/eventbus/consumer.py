@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import contextvars
 import logging
+import weakref
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from eventbus._asyncio import HandlerPlace, calling_task, is_own_cancellation
 from eventbus._eventbus import Runner
 from eventbus.batches import BatchWorker
-from eventbus.delivery import Delivery, _current, describe_error
+from eventbus.delivery import Delivery, _current, _done
 from eventbus.errors import (
     BusClosedError,
     EventBusError,
@@ -25,11 +28,14 @@ from eventbus.errors import (
 )
 from eventbus.handlers import calling
 from eventbus.names import shown
+from eventbus.outcomes import fail, leave, reject, tell_dead
 from eventbus.signatures import handler_name
 from eventbus.subscription import Handler
+from eventbus.supervisor import Supervisor
+from eventbus.texts import describe_error, storable
 from eventbus.threads import Threads
 from eventbus.timeouts import limited
-from eventbus.types import Event
+from eventbus.types import DeadLetter, Event
 
 if TYPE_CHECKING:
     from eventbus._eventbus import CoreConsumer, CoreDelivery
@@ -56,6 +62,21 @@ ConsumeHandler = Handler | _WithDelivery | _WithNamedDelivery
 _BACKEND_PAUSE = 1.0
 
 
+_claiming: weakref.WeakSet[CoreConsumer] = weakref.WeakSet()
+"""What claims in this process."""
+
+
+@atexit.register
+def _give_back_at_exit() -> None:
+    """Give back what is in hand when a process ends without closing its buses.
+
+    The runtime does it, for a moment at most: the exit hook of the extension, which was registered
+    earlier and so runs later, waits for it.
+    """
+    for core in list(_claiming):
+        core.abandon(True)
+
+
 class Consumer:
     """The running handler of a group; made by ``Bus.consume``.
 
@@ -79,6 +100,7 @@ class Consumer:
         self.group = options.group
         self._context = contextvars.copy_context()
         self._loop = asyncio.get_running_loop()
+        _claiming.add(core)
         self._stopping = False
         self._leading = False
         self._nudged = False
@@ -90,38 +112,56 @@ class Consumer:
         if options.run_in == "thread":
             most = 1 if options.batch is not None else options.concurrency
             self._threads = Threads(f"eventbus-{self.group}", most)
-        create = self._loop.create_task
+        self._failure: EventBusError | None = None
         self._workers: dict[asyncio.Task[None], Runner | None] = {}
+        self._supervisor = Supervisor(
+            f"consumer group={shown(self.group)}", bus._replaced, partial(core.abandon, False)
+        )
         if options.batch is not None:
-            place = HandlerPlace(self._context)
-            self._context = place.context
-            batches = self._batches = BatchWorker(self, options.batch)
-            task = create(batches.work(), name=f"eventbus-{self.group}")
-            self._workers[task] = None
-            place.runs_in(task, lambda: bool(batches.in_hand))
+            self._supervisor.keep(partial(self._begin_batches, options.batch))
         else:
             call, whole = calling(handler, bus._converter(handler))
             call = self._calling(call)
             for number in range(options.concurrency):
-                place = HandlerPlace(self._context)
-                runner = Runner(
-                    bus,
-                    core,
-                    call,
-                    whole,
-                    place.context,
-                    _current,
-                    self._nudge_once,
-                    self._late,
-                    self._held,
-                )
-                task = create(self._work(runner), name=f"eventbus-{self.group}-{number}")
-                self._workers[task] = runner
-                place.runs_in(task, _handling(runner))
-        for task in self._workers:
-            # The task holds its runner and the runner this consumer: it must not be kept for ever.
-            task.add_done_callback(self._forget)
-        self._watcher = create(self._watch_leases(), name=f"eventbus-{self.group}-leases")
+                self._supervisor.keep(partial(self._begin, call, whole, number))
+        self._supervisor.keep(self._begin_watching)
+
+    def _begin(self, call: Callable[[Any], Any], whole: bool, number: int) -> asyncio.Task[None]:
+        place = HandlerPlace(self._context)
+        runner = Runner(
+            self._bus,
+            self._core,
+            call,
+            whole,
+            place.context,
+            _current,
+            self._nudge_once,
+            self._late,
+            self._held,
+        )
+        task = self._start(self._work(runner), runner, f"{self.group}-{number}")
+        place.runs_in(task, _handling(runner))
+        return task
+
+    def _begin_batches(self, size: int) -> asyncio.Task[None]:
+        place = HandlerPlace(self._context)
+        batches = self._batches = BatchWorker(self, size, place.context)
+        task = self._start(batches.work(), None, self.group)
+        place.runs_in(task, lambda: bool(batches.in_hand))
+        return task
+
+    def _start(
+        self, work: Coroutine[Any, Any, None], runner: Runner | None, name: str
+    ) -> asyncio.Task[None]:
+        task = self._loop.create_task(work, name=f"eventbus-{name}")
+        self._workers[task] = runner
+        # The task holds its runner and the runner this consumer: it must not be kept for ever.
+        task.add_done_callback(self._forget)
+        return task
+
+    def _begin_watching(self) -> asyncio.Task[None]:
+        self._watcher = self._loop.create_task(self._watch(), name=f"eventbus-{self.group}-leases")
+        return self._watcher
 
     def _calling(self, call: Callable[[Any], Any]) -> Callable[[Any], Any]:
         """Return the call with the limit on its time, in a thread if the options ask for one."""
@@ -135,35 +175,61 @@ class Consumer:
         if isinstance(argument, list):
             return f"group={self.group} events={len(argument)}"
         event = argument if isinstance(argument, Event) else argument.event
-        return f"group={self.group} topic={shown(event.topic)} event_id={event.event_id}"
+        return f"group={shown(self.group)} topic={shown(event.topic)} event_id={event.event_id}"
 
     async def _work(self, runner: Runner) -> None:
         """Handle deliveries one after the other; the runner asks back when one goes wrong."""
         try:
             while not self._stopping:
                 try:
-                    failed = await runner
-                    if failed is None:
+                    decision = await runner
+                    if decision is None:
                         await self._wait()
-                        continue
+                    elif decision[1] is None:
+                        self._swallowed(decision[0])
+                    else:
+                        await self._decide(decision[0], decision[1])
+                except asyncio.CancelledError:
+                    # Somebody may mean a handler that has ended meanwhile: that is no stop.
+                    if not self._supervisor.absorb():
+                        raise
                 except (BusClosedError, NotFoundError) as error:
                     self._end(error)
                     return
                 except EventBusError:
-                    log.exception("cannot claim group=%s", self.group)
+                    log.exception("cannot claim group=%s", shown(self.group))
                     await asyncio.sleep(_BACKEND_PAUSE)
-                    continue
-                await self._failed(*failed)
         finally:
             # Also when this very worker is cancelled: another one must look for more.
             self._nudge()
 
+    def _swallowed(self, core: CoreDelivery) -> None:
+        """Undo the cancellation of a handler that returned all the same, and is acknowledged."""
+        self._forgive(core)
+        self._calm()
+
+    def _calm(self) -> None:
+        """Undo a cancellation that the handler swallowed, or the next one would suffer from it."""
+        task = asyncio.current_task()
+        if task is None or not task.cancelling():
+            return
+        if not (self._supervisor.absorb() or self._stopping):
+            raise asyncio.CancelledError("the loop ends")
+
     def _end(self, error: EventBusError) -> None:
         if isinstance(error, BusClosedError):
             # Nothing is wrong: the bus, or the interpreter under a thread of its own, ends.
-            log.debug("consumer ends group=%s reason=%s", self.group, error)
-        elif not self._stopping:
-            log.error("consumer ends group=%s reason=%s", self.group, error)
+            log.debug("consumer ends group=%s reason=%s", shown(self.group), error)
+        elif not self._stopping and self._failure is None:
+            self._failure = error
+            log.error("consumer ends group=%s reason=%s", shown(self.group), error)
+
+    def trouble(self) -> str | None:
+        """Return what is wrong when no task is left that would run the handler."""
+        if self._workers or self._supervisor.is_over:
+            return None
+        reason = "" if self._failure is None else f": {self._failure}"
+        return f"the consumer of group {shown(self.group)!r} has no worker{reason}"
 
     async def _wait(self) -> None:
         """Wait for something to claim; one worker asks the backend, the others wait for it."""
@@ -211,45 +277,63 @@ class Consumer:
         return True
 
     async def _failed(self, core: CoreDelivery, error: BaseException) -> None:
-        """Settle a delivery whose handler raised.
+        """Settle a delivery whose handler raised, whatever that is.
 
         Raises:
-            BaseException: The error, when it is not the handler's own: the worker is cancelled, or
-                the interpreter ends. The delivery is released, no attempt is counted.
+            BaseException: The error, when it is not the handler's own: the consumer stops, or the
+                loop or the process ends. No attempt is counted.
         """
+        if isinstance(error, SystemExit | KeyboardInterrupt):
+            leave(core, error)
+            raise error
         lost = self._forgive(core)
         if isinstance(error, asyncio.CancelledError):
             if lost:
-                token = core.fencing_token
-                log.warning("handler cancelled, lease lost group=%s token=%s", self.group, token)
+                log.warning(
+                    "handler cancelled, lease lost group=%s topic=%s event=%s",
+                    shown(self.group),
+                    shown(core.topic),
+                    shown(core.event.event_id),
+                )
                 return
-            foreign = not is_own_cancellation(error)
-        else:
-            foreign = not isinstance(error, Exception)
-        if foreign:
-            if not core.settled:
-                await self._settle(core, core.settle_release)
-            raise error
+            # From outside, to abort this job; or its consumer stops, or its loop ends.
+            if not (is_own_cancellation(error) or self._supervisor.absorb()):
+                if not core.settled:
+                    await self._release(core)
+                raise error
         self._bus._count(0, 1, 0, 0)
         if core.settled:
-            self._bus._handler_failed(self.group, error)
+            self._bus._consumer_failed(core, error)
         elif isinstance(error, Reject):
-            await self._settle(core, lambda: core.settle_dead("rejected", str(error.reason)))
+            await self._settle(core, lambda: reject(core, error.reason))
         elif isinstance(error, Retry):
-            await self._settle(core, lambda: self._retry(core, error))
+            await self._retry(core, error)
         else:
-            self._bus._handler_failed(self.group, error)
-            text = describe_error(error)
-            await self._settle(core, lambda: core.settle_failed(text))
+            await self._fail(core, error)
 
-    def _retry(self, core: CoreDelivery, asked: Retry) -> Any:
-        """Settle as ``Retry`` asks; one that cannot be used is an error of the handler."""
+    async def _decide(self, core: CoreDelivery, error: BaseException) -> None:
+        """Do so; what goes wrong on our side counts as a crash, and ends the worker."""
         try:
-            reason = str(asked.reason or "retry asked for by the handler")
-            return core.settle_failed(reason, asked.after)
+            await self._failed(core, error)
+        except Exception:
+            # Whoever keeps this exception keeps the delivery: it must not stay in hand.
+            core.settle_last(True)
+            raise
+
+    async def _fail(self, core: CoreDelivery, error: BaseException) -> None:
+        self._bus._consumer_failed(core, error)
+        text = describe_error(error)
+        await self._settle(core, lambda: fail(core, text))
+
+    async def _retry(self, core: CoreDelivery, asked: Retry) -> None:
+        """Settle as ``Retry`` asks; one that cannot be used is an error of the handler."""
+        reason = storable(asked.reason) or "retry asked for by the handler"
+        try:
+            core.next_attempt(asked.after)
         except (TypeError, InvalidArgumentError) as error:
-            self._bus._handler_failed(self.group, error)
-            return core.settle_failed(describe_error(error))
+            await self._fail(core, error)
+            return
+        await self._settle(core, lambda: fail(core, reason, asked.after))
 
     def _held(self, seconds: float, calls: int) -> None:
         """Say once that handlers held the loop too long; called by the runner."""
@@ -269,34 +353,68 @@ class Consumer:
         """Report an acknowledgement that changed nothing; called by the runner, in its task."""
         self._forgive(core)
         log.warning(
-            "acknowledged too late group=%s topic=%s reason=%s", self.group, core.topic, error
+            "acknowledged too late group=%s topic=%s reason=%s",
+            shown(self.group),
+            shown(core.topic),
+            error,
         )
 
-    async def _settle(self, core: CoreDelivery, settle: Callable[[], Any]) -> None:
-        try:
-            pending = settle()
-            if pending is not None:
-                await pending
-        except LeaseLost:
-            log.warning("settled too late, lease lost group=%s topic=%s", self.group, core.topic)
-        except EventBusError:
-            log.exception("cannot settle group=%s topic=%s", self.group, core.topic)
+    async def _settle(
+        self, core: CoreDelivery, settle: Callable[[], Coroutine[Any, Any, None]]
+    ) -> None:
+        """Settle; an error of the backend is logged, and the delivery comes back with its lease."""
+        while True:
+            try:
+                await settle()
+            except asyncio.CancelledError:
+                # The handler has ended: nobody's job is aborted by this.
+                if core.settled or not self._supervisor.absorb():
+                    raise
+                continue
+            except LeaseLost:
+                where = shown(self.group), shown(core.topic)
+                log.warning("settled too late, lease lost group=%s topic=%s", *where)
+            except EventBusError:
+                where = shown(self.group), shown(core.topic)
+                log.exception("cannot settle group=%s topic=%s", *where)
+            return
 
-    async def _watch_leases(self) -> None:
+    async def _acknowledge(self, core: CoreDelivery) -> None:
+        await self._settle(core, partial(_acknowledge, core))
+
+    async def _release(self, core: CoreDelivery) -> None:
+        await self._settle(core, partial(_release, core))
+
+    async def _watch(self) -> None:
+        """Cancel handlers whose lease was lost, and tell what died without a word of theirs."""
+        while True:
+            try:
+                lost, dead = await self._core.news()
+            except asyncio.CancelledError:
+                if not self._supervisor.absorb():
+                    raise
+                continue
+            if not lost and not dead:
+                return
+            self._cancel_lost(lost)
+            for letter in dead:
+                tell_dead(self._bus, DeadLetter(**letter))
+
+    def _cancel_lost(self, lost: list[int]) -> None:
         """Cancel handlers whose lease was lost; their worker tasks go on."""
-        while lost := await self._core.lost():
-            for token in lost:
-                if self._threads is not None:
-                    # A thread cannot be cancelled; what it returns comes too late.
-                    log.warning("lease lost, a thread goes on group=%s token=%s", self.group, token)
-                    continue
-                for task, runner in self._workers.items():
-                    if runner is not None and runner.token == token:
-                        self._taken_back.add(token)
-                        task.cancel("lease lost")
-                if self._batches is not None and self._batches.lose(token):
-                    (task,) = self._workers
+        for token in lost:
+            if self._threads is not None:
+                # A thread cannot be cancelled; what it returns comes too late.
+                group = shown(self.group)
+                log.warning("lease lost, a thread goes on group=%s token=%s", group, token)
+                continue
+            for task, runner in self._workers.items():
+                if runner is not None and runner.token == token:
+                    self._taken_back.add(token)
                     task.cancel("lease lost")
+            if self._batches is not None and self._batches.lose(token):
+                (task,) = self._workers
+                task.cancel("lease lost")
 
     @property
     def idle(self) -> bool:
@@ -324,6 +442,7 @@ class Consumer:
     async def _stop(self, timeout: float | None, current: asyncio.Task[Any] | None) -> None:
         """Stop for a caller, who is not waited for: it may be one of the handlers."""
         self._stopping = True
+        self._supervisor.stop()
         failure: EventBusError | None = None
         try:
             await self._core.stop()
@@ -417,6 +536,7 @@ class Deliveries:
             # Another reader was quicker while the group was declared.
             await core.stop()
             return self._core
+        _claiming.add(core)
         self._core = core
         return core
 
@@ -456,6 +576,8 @@ class Deliveries:
             try:
                 delivery = core.take(self._bus)
                 if delivery is None:
+                    for letter in core.dead():
+                        tell_dead(self._bus, DeadLetter(**letter))
                     await core.wait()
             except BusClosedError:
                 raise StopAsyncIteration from None
@@ -481,6 +603,14 @@ class Deliveries:
         self._bus._deliveries.discard(self)
         if self._core is not None:
             await self._core.stop()
+
+
+async def _acknowledge(core: CoreDelivery) -> None:
+    await _done(core.settle_ack())
+
+
+async def _release(core: CoreDelivery) -> None:
+    await _done(core.settle_release())
 
 
 def _handling(runner: Runner) -> Callable[[], bool]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import traceback
 from contextlib import AbstractAsyncContextManager
 from contextvars import ContextVar
 from datetime import datetime
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Self, Unpack
 from eventbus._eventbus import CoreTransaction
 from eventbus.errors import InvalidArgumentError
 from eventbus.joined import apply, joined
+from eventbus.outcomes import fail, reject
 from eventbus.types import Event, PublishOptions
 
 if TYPE_CHECKING:
@@ -34,14 +34,6 @@ def current_delivery() -> Delivery:
         return Delivery(_current.get())
     except LookupError:
         raise LookupError("no delivery here: this is not a consume handler") from None
-
-
-def describe_error(error: BaseException) -> str:
-    """Return type, message, traceback and causes as text; the core keeps at most 16 KiB."""
-    text = "".join(traceback.format_exception(error))
-    if len(text) > 16_000:
-        text = text[:4_000] + "\n…\n" + text[-11_000:]
-    return text
 
 
 class Delivery:
@@ -143,7 +135,7 @@ class Delivery:
         Raises:
             LeaseLost: It was taken back or has ended already; nothing changed.
         """
-        await _done(self._core.settle_failed(reason, after))
+        await fail(self._core, reason, after)
 
     async def reject(self, reason: str = "") -> None:
         """Move it to the dead letters.
@@ -154,7 +146,7 @@ class Delivery:
         Raises:
             LeaseLost: It was taken back or has ended already; nothing changed.
         """
-        await _done(self._core.settle_dead("rejected", reason))
+        await reject(self._core, reason)
 
     async def release(self) -> None:
         """Give it back untouched: it keeps its place and nothing is counted.

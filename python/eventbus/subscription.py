@@ -10,8 +10,11 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Protocol
 
-from eventbus._asyncio import HandlerPlace, is_own_cancellation, report_failure
+from eventbus._asyncio import HandlerPlace, is_own_cancellation
 from eventbus._eventbus import Invoke
+from eventbus.errors import BusClosedError
+from eventbus.names import shown
+from eventbus.supervisor import Supervisor
 from eventbus.types import Event, Gap
 
 if TYPE_CHECKING:
@@ -80,22 +83,39 @@ class QueuedReceiver:
         bus: Bus,
         core: CoreSubscription,
         subscription_id: str,
+        text: str,
         handler: Handler,
         on_gap: GapHandler | None,
     ) -> None:
-        """Start the task on the running loop; it keeps the caller's context variables."""
+        """Start the task on the running loop; it keeps the caller's context variables.
+
+        Args:
+            bus: Counts and logs.
+            core: The buffer.
+            subscription_id: Names the subscription.
+            text: Its topic or pattern.
+            handler: Called with each event.
+            on_gap: Called with each gap.
+        """
         self._bus = bus
         self._core = core
         self._id = subscription_id
+        self._text = text
         self._handler = handler
         self._on_gap = on_gap
         place = HandlerPlace(contextvars.copy_context())
         self._context = place.context
         self._loop = asyncio.get_running_loop()
         self.busy = False
-        self.task = self._loop.create_task(self._serve(), name=f"eventbus-sub-{subscription_id}")
-        self.task.add_done_callback(report_failure)
-        place.runs_in(self.task, lambda: self.busy)
+        self._place = place
+        name = f"subscription {subscription_id} topic={shown(text)}"
+        self._supervisor = Supervisor(name, bus._replaced)
+        self._supervisor.keep(self._begin)
+
+    def _begin(self) -> asyncio.Task[None]:
+        self.task = self._loop.create_task(self._serve(), name=f"eventbus-sub-{self._id}")
+        self._place.runs_in(self.task, lambda: self.busy)
+        return self.task
 
     @property
     def idle(self) -> bool:
@@ -110,52 +130,92 @@ class QueuedReceiver:
         """Take nothing more and drop what is buffered; a running call ends normally."""
         self._bus._count(0, 0, self._core.cancel(), 0)
 
+    def abort(self) -> None:
+        """Cancel the call that runs and end."""
+        self._supervisor.stop()
+        self.task.cancel()
+
+    def trouble(self) -> str | None:
+        """Return what is wrong when nobody would run the handler."""
+        if self._supervisor.running or self._supervisor.is_over:
+            return None
+        return f"the subscription to {shown(self._text)!r} has no task that runs its handler"
+
     async def _serve(self) -> None:
-        core, handler, context = self._core, self._handler, self._context
-        since_pause = 0
+        goes_on = False
         try:
             while True:
-                item = core.take()
-                if item is None:
-                    if core.ended():
-                        return
-                    since_pause = 0
-                    await core.wait()
-                    continue
-                self.busy = True
-                if isinstance(item, tuple):
-                    await self._tell_gap(Gap(*item))
+                try:
+                    await self._serve_events()
+                except asyncio.CancelledError:
+                    # Somebody may mean a handler that has ended meanwhile: that is no stop.
+                    if not self._supervisor.absorb():
+                        raise
+                    self.busy = False
                 else:
-                    try:
-                        await Invoke(handler, item, context)
-                    except Exception as error:  # noqa: BLE001 - it is logged and told to the hook
-                        self._bus._handler_failed(self._id, error)
-                        self._bus._count(0, 1, 0, 0)
-                    except asyncio.CancelledError as error:
-                        if not is_own_cancellation(error):
-                            raise
-                        self._bus._handler_failed(self._id, error)
-                        self._bus._count(0, 1, 0, 0)
-                    else:
-                        self._bus._count(1, 0, 0, 0)
-                self.busy = False
-                since_pause += 1
-                if since_pause >= 128:
-                    since_pause = 0
-                    await asyncio.sleep(0)
+                    return
+        except Exception as error:
+            goes_on = not (self._supervisor.is_over or isinstance(error, BusClosedError))
+            raise
         finally:
-            # The loop ends or the bus closes: what comes now is dropped and counted.
             self.busy = False
-            self._bus._count(0, 0, core.abandon(), 0)
+            if not goes_on:
+                # The loop ends or the bus closes: what comes now is dropped and counted.
+                self._bus._count(0, 0, self._core.abandon(), 0)
+
+    async def _serve_events(self) -> None:
+        core, handler, context = self._core, self._handler, self._context
+        since_pause = 0
+        while True:
+            item = core.take()
+            if item is None:
+                if core.ended():
+                    return
+                since_pause = 0
+                await core.wait()
+                continue
+            self.busy = True
+            if isinstance(item, tuple):
+                await self._tell_gap(Gap(*item))
+            else:
+                try:
+                    await Invoke(handler, item, context)
+                except (SystemExit, KeyboardInterrupt, GeneratorExit):
+                    raise
+                except BaseException as error:  # noqa: BLE001 - it is logged and told to the hook
+                    self._failed(error)
+                else:
+                    self._bus._count(1, 0, 0, 0)
+            self.busy = False
+            since_pause += 1
+            if since_pause >= 128:
+                since_pause = 0
+                await asyncio.sleep(0)
+
+    def _failed(self, error: BaseException) -> None:
+        """Report what a handler raised; a cancellation of this task by others is a failure too."""
+        is_cancelled = isinstance(error, asyncio.CancelledError)
+        if is_cancelled and not (is_own_cancellation(error) or self._supervisor.absorb()):
+            raise error
+        self._bus._handler_failed(self._id, error)
+        self._bus._count(0, 1, 0, 0)
 
     async def _tell_gap(self, gap: Gap) -> None:
         self._bus._count(0, 0, 0, 1)
-        await tell_gap(self._on_gap, gap, self._id)
+        await tell_gap(self._on_gap, gap, self._text, self._id)
 
 
-async def tell_gap(on_gap: GapHandler | None, gap: Gap, name: str) -> None:
-    """Announce a gap: a warning, and the callback."""
-    log.warning("gap subscription=%s cause=%s count=%s", name, gap.cause, gap.count)
+async def tell_gap(on_gap: GapHandler | None, gap: Gap, topic: str, name: str = "") -> None:
+    """Announce a gap: a warning, and the callback.
+
+    Args:
+        on_gap: The callback.
+        gap: The gap.
+        topic: The topic or pattern of the subscription or stream.
+        name: The id of the subscription.
+    """
+    where = f"{shown(topic)} subscription={name}" if name else shown(topic)
+    log.warning("gap topic=%s cause=%s count=%s", where, gap.cause, gap.count)
     if on_gap is None:
         return
     try:
@@ -163,4 +223,4 @@ async def tell_gap(on_gap: GapHandler | None, gap: Gap, name: str) -> None:
         if asyncio.iscoroutine(result):
             await result
     except Exception:
-        log.exception("error in gap callback subscription=%s", name)
+        log.exception("error in gap callback topic=%s", where)

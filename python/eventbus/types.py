@@ -180,6 +180,18 @@ class DeadLetter:
     body: bytes
     event: Event | None
 
+    @property
+    def event_id(self) -> str:
+        """The id of the event; the message's own when the bytes cannot be decoded."""
+        return self.message_id if self.event is None else str(self.event.event_id)
+
+    @property
+    def attempt(self) -> int:
+        """Which attempt it died in, from 1; 0 when no handler has seen it."""
+        if self.reason == "failed":
+            return self.attempts
+        return self.attempts + 1 if self.reason == "rejected" else self.attempts + self.crashes
+
 
 @dataclass(frozen=True, slots=True)
 class MessageInfo:

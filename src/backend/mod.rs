@@ -168,6 +168,9 @@ pub enum Outcome {
     },
     /// Given back untouched; nothing is counted and it keeps its place in the queue.
     Release,
+    /// Ended with its process: given back at once, and the crash that its claim counted stays
+    /// counted.
+    Crash,
     /// Given back untouched but due later: for what this worker cannot read and a newer one can.
     Defer {
         /// The delay by the backend's clock.
@@ -205,6 +208,14 @@ pub enum DeadReason {
     UnknownTask,
     /// It was not delivered before its time to live ended.
     Expired,
+}
+
+impl DeadReason {
+    /// Whether the store decides it, without a word of a handler; see [`Backend::dead_news`].
+    #[must_use]
+    pub fn is_news(self) -> bool {
+        matches!(self, Self::Crashed | Self::Undecodable | Self::Expired)
+    }
 }
 
 /// One step of a transaction.
@@ -806,6 +817,19 @@ pub trait Backend: Send + Sync + std::fmt::Debug {
         after: Option<MessageId>,
         limit: usize,
     ) -> Result<Vec<DeadLetter>>;
+
+    /// Takes the dead letters of a group that the store itself decided on (`crashed`, `expired`,
+    /// `undecodable`) and that nobody has been told of, oldest first, at most 100: each is given to
+    /// one caller. Of a long absence only the newest may be left.
+    async fn dead_news(&self, group: &str) -> Result<Vec<DeadLetter>> {
+        let _ = group;
+        Ok(Vec::new())
+    }
+
+    /// How often `dead_news` is worth asking.
+    fn sweep_interval(&self) -> Duration {
+        Duration::from_secs(1)
+    }
 
     /// Queues dead letters again as newly accepted, with fresh counters and time to live, under the
     /// same id; returns how many. One whose binding is gone or whose `unique` key is taken stays.

@@ -17,7 +17,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::Bus;
 use crate::backend::{
-    ClaimRequest, DeadReason, Delivery, GroupSpec, Lease, Op, Outcome, Token, Transaction,
+    ClaimRequest, DeadLetter, DeadReason, Delivery, GroupSpec, Lease, Op, Outcome, Token,
+    Transaction,
 };
 use crate::error::{Error, Result};
 use crate::retry::RetryPolicy;
@@ -67,6 +68,8 @@ pub struct Consumer {
     freed: Notify,
     /// Wakes who waits for settlements under way.
     settled: Notify,
+    /// Wakes who waits for something to claim, as there are dead letters to report.
+    told: Notify,
 }
 
 #[derive(Debug, Default)]
@@ -77,7 +80,10 @@ struct State {
     held: AHashMap<Token, Held>,
     /// Lost to the sweep or another worker, not reported yet.
     lost: Vec<Token>,
-    lost_wakers: Vec<Waker>,
+    /// Died without a word of a handler, not reported yet.
+    dead: Vec<DeadLetter>,
+    /// Wakes who waits for one of these two.
+    news_wakers: Vec<Waker>,
     /// Wakes who waits for something to be claimed.
     ready_wakers: Vec<Waker>,
     /// Settlements under way, those that wait for company included.
@@ -90,6 +96,18 @@ struct State {
     failure: Option<Error>,
     closed: bool,
 }
+
+/// What happened behind the handlers' backs.
+#[derive(Debug, Default)]
+pub struct News {
+    /// Leases that were lost.
+    pub lost: Vec<Token>,
+    /// What died by a decision of the store: crashed, expired or undecodable.
+    pub dead: Vec<DeadLetter>,
+}
+
+/// Most dead letters that wait to be reported here; more stay with the backend.
+const MAX_DEAD: usize = 1000;
 
 #[derive(Debug)]
 struct Held {
@@ -124,11 +142,14 @@ impl Consumer {
             stopped: CancellationToken::new(),
             freed: Notify::new(),
             settled: Notify::new(),
+            told: Notify::new(),
         });
         if bus.backend.in_process().is_none() {
             bus.tasks.spawn(claim_ahead(Arc::downgrade(&consumer)));
         }
         bus.tasks.spawn(keep_leases(Arc::downgrade(&consumer), consumer.options.lease));
+        let interval = bus.backend.sweep_interval();
+        bus.tasks.spawn(gather_dead(Arc::downgrade(&consumer), interval));
         Ok(consumer)
     }
 
@@ -253,6 +274,7 @@ impl Consumer {
         };
         tokio::select! {
             () = self.stopped.cancelled() => Ok(()),
+            () = self.told.notified() => Ok(()),
             ready = ready => ready,
         }
     }
@@ -264,7 +286,9 @@ impl Consumer {
             if let Some(failure) = &state.failure {
                 return Poll::Ready(Err(failure.clone()));
             }
-            if !state.ready.is_empty() || state.closed {
+            // An iterator has nobody else to report the dead letters.
+            let has_news = !self.options.ahead && !state.dead.is_empty();
+            if !state.ready.is_empty() || has_news || state.closed {
                 return Poll::Ready(Ok(()));
             }
             state.ready_wakers.retain(|waker| !waker.will_wake(context.waker()));
@@ -333,10 +357,11 @@ impl Consumer {
             return;
         }
         let consumer = Arc::clone(self);
+        // The end of the process waits for it a moment.
         if is_full {
-            self.bus.tasks.spawn(async move { consumer.settle_lingering().await });
+            self.bus.tasks.spawn_last(async move { consumer.settle_lingering().await });
         } else if alone {
-            self.bus.tasks.spawn(async move {
+            self.bus.tasks.spawn_last(async move {
                 tokio::select! {
                     () = consumer.stopped.cancelled() => {}
                     () = tokio::time::sleep(LINGER) => {}
@@ -366,7 +391,7 @@ impl Consumer {
         state.settling -= tokens.len();
         state.lost.extend(late);
         let wakers =
-            if state.lost.is_empty() { Vec::new() } else { std::mem::take(&mut state.lost_wakers) };
+            if state.lost.is_empty() { Vec::new() } else { std::mem::take(&mut state.news_wakers) };
         drop(state);
         wakers.into_iter().for_each(Waker::wake);
         self.settled.notify_waiters();
@@ -469,18 +494,53 @@ impl Consumer {
         }
     }
 
-    /// Waits for leases that were lost and returns their tokens; none means closed. Cancel safe.
-    pub async fn lost(&self) -> Vec<Token> {
+    /// Waits for lost leases and dead letters; returns nothing when it was stopped. Cancel safe.
+    pub async fn news(&self) -> News {
         poll_fn(|context| {
             let mut state = self.state.lock();
-            if state.lost.is_empty() && !state.closed {
-                state.lost_wakers.retain(|waker| !waker.will_wake(context.waker()));
-                state.lost_wakers.push(context.waker().clone());
+            if state.lost.is_empty() && state.dead.is_empty() && !state.closed {
+                state.news_wakers.retain(|waker| !waker.will_wake(context.waker()));
+                state.news_wakers.push(context.waker().clone());
                 return Poll::Pending;
             }
-            Poll::Ready(std::mem::take(&mut state.lost))
+            let lost = std::mem::take(&mut state.lost);
+            Poll::Ready(News { lost, dead: std::mem::take(&mut state.dead) })
         })
         .await
+    }
+
+    /// Takes the dead letters that wait to be reported.
+    #[must_use]
+    pub fn take_dead(&self) -> Vec<DeadLetter> {
+        std::mem::take(&mut self.state.lock().dead)
+    }
+
+    /// Asks the backend what died by its own decision.
+    async fn gather_dead(&self) {
+        if self.state.lock().dead.len() >= MAX_DEAD {
+            return;
+        }
+        // What fails here is asked for again at the next turn.
+        let found = self.bus.backend.dead_news(&self.options.group).await.unwrap_or_default();
+        if found.is_empty() {
+            return;
+        }
+        let mut state = self.state.lock();
+        state.dead.extend(found);
+        let mut wakers = std::mem::take(&mut state.news_wakers);
+        if !self.options.ahead {
+            wakers.append(&mut state.ready_wakers);
+        }
+        drop(state);
+        wakers.into_iter().for_each(Waker::wake);
+        if !self.options.ahead {
+            self.told.notify_one();
+        }
+    }
+
+    /// Whether it claims nothing more.
+    fn is_stopped(&self) -> bool {
+        self.stopped.is_cancelled()
     }
 
     /// Stops claiming and gives back what was not handed out; what is handed out stays held.
@@ -491,7 +551,7 @@ impl Consumer {
         let (unstarted, wakers) = {
             let mut state = self.state.lock();
             state.closed = true;
-            let mut wakers = std::mem::take(&mut state.lost_wakers);
+            let mut wakers = std::mem::take(&mut state.news_wakers);
             wakers.append(&mut state.ready_wakers);
             (std::mem::take(&mut state.ready), wakers)
         };
@@ -591,7 +651,7 @@ impl Consumer {
                     state.lost.push(token);
                 }
             }
-            if state.lost.is_empty() { Vec::new() } else { std::mem::take(&mut state.lost_wakers) }
+            if state.lost.is_empty() { Vec::new() } else { std::mem::take(&mut state.news_wakers) }
         };
         self.freed.notify_one();
         wakers.into_iter().for_each(Waker::wake);
@@ -609,6 +669,18 @@ async fn keep_leases(consumer: Weak<Consumer>, lease: Duration) {
             return;
         }
         consumer.renew().await;
+    }
+}
+
+/// Asks now and then what died by a decision of the store.
+async fn gather_dead(consumer: Weak<Consumer>, interval: Duration) {
+    loop {
+        tokio::time::sleep(interval).await;
+        let Some(consumer) = consumer.upgrade() else { return };
+        if consumer.is_stopped() {
+            return;
+        }
+        consumer.gather_dead().await;
     }
 }
 

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use tokio_util::task::TaskTracker;
 
-pub use consumer::{ConsumeOptions, Consumer};
+pub use consumer::{ConsumeOptions, Consumer, News};
 
 use crate::backend::memory::MemoryBackend;
 pub use crate::backend::postgres::Migration;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use pyo3::prelude::*;
-use pyo3::types::{PyList, PyString};
+use pyo3::types::{PyBytes, PyString};
 
 use super::event::PyEvent;
 use super::exit;
@@ -38,15 +38,7 @@ impl CoreConsumer {
 impl Drop for CoreConsumer {
     fn drop(&mut self) {
         // Forgotten without a stop: give back what was claimed ahead.
-        if self.origin.check().is_err() {
-            return;
-        }
-        if self.consumer.bus().backend().in_process().is_some() {
-            let _ = mailbox::now(self.consumer.stop());
-        } else {
-            let consumer = Arc::clone(&self.consumer);
-            self.consumer.bus().tasks().spawn(async move { drop(consumer.stop().await) });
-        }
+        self.abandon(false);
     }
 }
 
@@ -119,14 +111,22 @@ impl CoreConsumer {
         Ok(Pending::nothing(async move { consumer.wait_ready().await }))
     }
 
-    /// Waits for lost leases; a list of tokens, empty when the consumer stopped.
-    fn lost(&self) -> Pending {
+    /// Waits for lost leases and for what died by a decision of the store: (tokens, dead letters),
+    /// both empty when the consumer stopped.
+    fn news(&self) -> Pending {
         let consumer = Arc::clone(&self.consumer);
         Pending::new(move |_py| {
-            Ok(Pending::run(async move { Ok(consumer.lost().await) }, |py, tokens| {
-                Ok(PyList::new(py, tokens)?.into_any().unbind())
+            let limits = *consumer.bus().limits();
+            Ok(Pending::run(async move { Ok(consumer.news().await) }, move |py, news| {
+                let dead = options::dead_letters(py, news.dead, &limits)?;
+                Ok((news.lost, dead).into_pyobject(py)?.into_any().unbind())
             }))
         })
+    }
+
+    /// Takes what died by a decision of the store, for an iterator.
+    fn dead(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
+        options::dead_letters(py, self.consumer.take_dead(), self.consumer.bus().limits())
     }
 
     /// Stops claiming and gives back what was not handed out.
@@ -139,6 +139,23 @@ impl CoreConsumer {
     fn release(&self) -> Pending {
         let consumer = Arc::clone(&self.consumer);
         Pending::nothing(async move { consumer.release().await })
+    }
+
+    /// Stops without anybody waiting for it, as its loop ends; as the process ends, gives back all
+    /// that is in hand.
+    fn abandon(&self, everything: bool) {
+        if self.origin.check().is_err() {
+            return;
+        }
+        if self.consumer.bus().backend().in_process().is_some() {
+            let _ = mailbox::now(self.consumer.stop());
+        } else {
+            let consumer = Arc::clone(&self.consumer);
+            self.consumer.bus().tasks().spawn_last(async move {
+                // What cannot be given back comes back when its lease ends.
+                let _ = if everything { consumer.release().await } else { consumer.stop().await };
+            });
+        }
     }
 
     /// How many deliveries are in hand.
@@ -271,6 +288,23 @@ impl CoreDelivery {
         self.settlement.0.load(Ordering::Acquire) != OPEN
     }
 
+    /// The raw bytes.
+    #[getter]
+    fn body<'py>(&self, py: Python<'py>) -> Bound<'py, PyBytes> {
+        PyBytes::new(py, &self.delivery.body)
+    }
+
+    /// Seconds until the next attempt when this one fails, as the policy or `asked` says; `None`
+    /// when it is the last.
+    #[pyo3(signature = (asked=None))]
+    fn next_attempt(&self, asked: Option<Bound<'_, PyAny>>) -> PyResult<Option<f64>> {
+        let fraction = rand::random::<f64>();
+        let outcome = self.consumer.after_failure(self.delivery.attempts, String::new(), fraction);
+        let Outcome::Retry { after, .. } = outcome else { return Ok(None) };
+        let after = asked.map_or(Ok(after), |asked| options::seconds("after", &asked))?;
+        Ok(Some(after.as_secs_f64()))
+    }
+
     /// Acknowledges; `None` when done, else what to await.
     fn settle_ack(&self) -> PyResult<Option<Pending>> {
         self.settle(Outcome::Ack)
@@ -306,6 +340,15 @@ impl CoreDelivery {
     /// Gives it back untouched.
     fn settle_release(&self) -> PyResult<Option<Pending>> {
         self.settle(Outcome::Release)
+    }
+
+    /// Gives it back as the loop or the process ends, `crashed` or untouched: at once in process,
+    /// else without anybody waiting. Idempotent.
+    fn settle_last(&self, crashed: bool) {
+        let outcome = if crashed { Outcome::Crash } else { Outcome::Release };
+        if self.origin.check().is_ok() && self.claim_settlement() {
+            give_back(&self.consumer, self.delivery.lease.token, outcome);
+        }
     }
 }
 
@@ -346,17 +389,17 @@ impl Attempt {
 impl Drop for Attempt {
     fn drop(&mut self) {
         if !self.settlement.moves(UNDER_WAY, OPEN) && self.settlement.moves(FORGOTTEN, SETTLED) {
-            give_back(&self.consumer, self.token);
+            give_back(&self.consumer, self.token, Outcome::Release);
         }
     }
 }
 
 /// Gives back what nobody holds any more.
-fn give_back(consumer: &Arc<Consumer>, token: u64) {
+fn give_back(consumer: &Arc<Consumer>, token: u64, outcome: Outcome) {
     if consumer.bus().backend().in_process().is_some() {
-        let _ = mailbox::now(consumer.settle(token, Outcome::Release));
+        let _ = mailbox::now(consumer.settle(token, outcome));
     } else {
-        consumer.settle_later(&[token], &Outcome::Release);
+        consumer.settle_later(&[token], &outcome);
     }
 }
 
@@ -367,7 +410,7 @@ impl Drop for CoreDelivery {
             && !self.settlement.moves(UNDER_WAY, FORGOTTEN)
             && self.settlement.moves(OPEN, SETTLED)
         {
-            give_back(&self.consumer, self.delivery.lease.token);
+            give_back(&self.consumer, self.delivery.lease.token, Outcome::Release);
         }
     }
 }

@@ -1,7 +1,7 @@
 //! One handler call: the result decides whether to await, and a context of its own holds what the
 //! handler sets.
 
-use pyo3::exceptions::{PyRuntimeError, PyStopIteration};
+use pyo3::exceptions::{PyGeneratorExit, PyRuntimeError, PyStopIteration};
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
@@ -154,11 +154,13 @@ impl Invoke {
         if let Some(handler) = self.handler.take() {
             let context = Context::copy(py, self.base.as_ref())?;
             let stepped = context.run(py, || {
-                let result = handler.bind(py).call1((&self.argument,))?;
+                let called = handler.bind(py).call1((&self.argument,));
+                let result = called.map_err(|error| not_stopped(py, error))?;
                 if !is_coroutine(&result)? {
                     return Ok((Stepped::Done, None));
                 }
-                Ok((step(&result)?, Some(result.unbind())))
+                let stepped = step(&result).map_err(|error| not_stopped(py, error))?;
+                Ok((stepped, Some(result.unbind())))
             })?;
             return Ok(match stepped {
                 (Stepped::Yield(waiter), Some(coroutine)) => {
@@ -172,7 +174,7 @@ impl Invoke {
             return Err(PyRuntimeError::new_err("cannot reuse already awaited coroutine"));
         };
         let stepped = context.run(py, || step(coroutine.bind(py)));
-        self.settle(stepped)
+        self.settle(py, stepped)
     }
 
     fn send(&mut self, py: Python<'_>, _value: &Bound<'_, PyAny>) -> PyResult<Py<PyAny>> {
@@ -193,7 +195,7 @@ impl Invoke {
         let error = thrown(kind, value)?;
         let Some((context, coroutine)) = &self.running else { return Err(error) };
         let stepped = context.run(py, || throw(coroutine.bind(py), error));
-        self.settle(stepped)?.ok_or_else(|| PyStopIteration::new_err((py.None(),)))
+        self.settle(py, stepped)?.ok_or_else(|| PyStopIteration::new_err((py.None(),)))
     }
 
     fn close(&mut self, py: Python<'_>) -> PyResult<()> {
@@ -208,8 +210,28 @@ impl Invoke {
     }
 }
 
+/// Turns what a handler raises and what means something else when an awaitable raises it into a
+/// failure: `StopIteration` would say that the call returned, `GeneratorExit` that its caller was
+/// closed.
+fn not_stopped(py: Python<'_>, error: PyErr) -> PyErr {
+    let kind = if error.is_instance_of::<PyStopIteration>(py) {
+        "StopIteration"
+    } else if error.is_instance_of::<PyGeneratorExit>(py) {
+        "GeneratorExit"
+    } else {
+        return error;
+    };
+    let failure = PyRuntimeError::new_err(format!("handler raised {kind}"));
+    failure.set_cause(py, Some(error));
+    failure
+}
+
 impl Invoke {
-    fn settle(&mut self, stepped: PyResult<Stepped>) -> PyResult<Option<Py<PyAny>>> {
+    fn settle(
+        &mut self,
+        py: Python<'_>,
+        stepped: PyResult<Stepped>,
+    ) -> PyResult<Option<Py<PyAny>>> {
         match stepped {
             Ok(Stepped::Yield(waiter)) => Ok(Some(waiter)),
             Ok(Stepped::Done) => {
@@ -218,7 +240,7 @@ impl Invoke {
             }
             Err(error) => {
                 self.running = None;
-                Err(error)
+                Err(not_stopped(py, error))
             }
         }
     }

@@ -26,7 +26,8 @@ const HELD_TOO_LONG: Duration = Duration::from_secs(1);
 
 /// An awaitable that can be awaited again and again. Each time it handles deliveries until there
 /// is nothing to claim (its value is then `None`), or until a handler raises: then its value is
-/// `(delivery, exception)`.
+/// `(delivery, exception)`. A handler that returned although its task was cancelled meanwhile is
+/// acknowledged, and the value is `(delivery, None)`.
 #[pyclass(module = "eventbus._eventbus")]
 pub(crate) struct Runner {
     consumer: Arc<Consumer>,
@@ -56,6 +57,8 @@ struct Running {
     context: Context,
     coroutine: Py<PyAny>,
     delivery: Py<CoreDelivery>,
+    /// Whether something was thrown into it: its task was cancelled while it ran.
+    thrown: bool,
 }
 
 /// What handling one delivery came to.
@@ -145,9 +148,12 @@ impl Runner {
         let _inside = exit::enter(py);
         let _ = traceback;
         let error = thrown(kind, value)?;
-        let Some(running) = self.running.take() else { return Err(error) };
+        let Some(mut running) = self.running.take() else { return Err(error) };
+        running.thrown = true;
         let stepped = running.context.run(py, || invoke::throw(running.coroutine.bind(py), error));
-        match self.resumed(py, running, stepped)? {
+        let resumed = self.resumed(py, running, stepped);
+        self.flush(py)?;
+        match resumed? {
             Some(waiter) => Ok(waiter),
             None => self.send(py, py.None().bind(py)),
         }
@@ -241,6 +247,11 @@ impl Runner {
                 self.running = Some(running);
                 Ok(Some(waiter))
             }
+            Ok(Stepped::Done) if running.thrown => {
+                let what = (running.delivery.clone_ref(py), py.None());
+                self.returned(running.delivery);
+                Err(PyStopIteration::new_err((what,)))
+            }
             Ok(Stepped::Done) => {
                 self.returned(running.delivery);
                 Ok(None)
@@ -271,7 +282,7 @@ impl Runner {
         });
         match started {
             Ok((Stepped::Yield(waiter), Some(coroutine))) => {
-                self.running = Some(Running { context, coroutine, delivery });
+                self.running = Some(Running { context, coroutine, delivery, thrown: false });
                 Ok(Handled::Suspended(waiter))
             }
             Ok(_) => {

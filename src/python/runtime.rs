@@ -10,9 +10,13 @@ use tokio::runtime::{Builder, Runtime};
 
 use super::exit;
 use crate::error::{Error, Result};
+use crate::shutdown::{forget_last_words, last_words};
 
 /// How long exit waits for tasks that are still running.
 const EXIT_GRACE: Duration = Duration::from_secs(2);
+
+/// How long exit waits for the last settlements to reach their server.
+const LAST_GRACE: Duration = Duration::from_secs(2);
 
 /// Counts forks seen by this process; objects remember the count of their making.
 static FORKS: AtomicU32 = AtomicU32::new(0);
@@ -77,6 +81,8 @@ pub(crate) fn shutdown(py: Python<'_>) {
     exit::stop_intake(py);
     let state = std::mem::replace(&mut *RUNTIME.lock(), State::Ended);
     if let State::Running(runtime) = state {
+        // Settlements without a waiting caller: a handler has raised `SystemExit`, or a loop has ended.
+        py.detach(|| runtime.block_on(last_words(LAST_GRACE)));
         py.detach(|| match Arc::try_unwrap(runtime) {
             Ok(runtime) => runtime.shutdown_timeout(EXIT_GRACE),
             // A bus still holds it: its tasks never touch Python, so leaking it is safe.
@@ -90,6 +96,7 @@ pub(crate) fn shutdown(py: Python<'_>) {
 pub(crate) fn after_fork_in_child() {
     FORKS.fetch_add(1, Ordering::Relaxed);
     exit::after_fork_in_child();
+    forget_last_words();
     // The threads of the parent's runtime do not exist here, and its lock may have been held by one
     // of them at the fork: forget the runtime without locking when that is so.
     if let Some(mut state) = RUNTIME.try_lock()

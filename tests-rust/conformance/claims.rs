@@ -139,6 +139,24 @@ pub async fn a_message_that_crashes_too_often_becomes_a_dead_letter(fixture: &dy
     assert!(!letter.error.is_empty());
 }
 
+pub async fn a_crash_is_counted_and_frees_the_message_at_once(fixture: &dyn Fixture) {
+    let case = Case::new(fixture).await;
+    let group = case.group("g", &[case.on("t")]).await;
+    case.publish(case.keyed("t", "poison", "k")).await;
+    case.publish(case.keyed("t", "next", "k")).await;
+    let request = ClaimRequest { max_deliveries: 2, ..case.request(&group, 1) };
+    for crashes in 0..2 {
+        let delivery = case.bus.claim(&request).await.unwrap().remove(0);
+        assert_eq!((body(&delivery).as_str(), delivery.crashes), ("poison", crashes));
+        case.settle(&delivery, Outcome::Crash).await.unwrap();
+        let twice = case.settle(&delivery, Outcome::Crash).await;
+        assert!(matches!(twice, Err(Error::LeaseLost { .. })), "{twice:?}");
+    }
+    assert_eq!(body(&case.soon(&request).await), "next");
+    let letter = case.bus.dead_letters(&group, None, 9).await.unwrap().remove(0);
+    assert_eq!((letter.reason, letter.attempts, letter.crashes), (DeadReason::Crashed, 0, 2));
+}
+
 pub async fn a_release_counts_nothing_and_keeps_the_place(fixture: &dyn Fixture) {
     let case = Case::new(fixture).await;
     let group = case.group("g", &[case.on("t")]).await;

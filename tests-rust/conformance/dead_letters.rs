@@ -1,6 +1,6 @@
 //! Dead letters.
 
-use eventbus::backend::{DeadReason, MAX_ERROR_BYTES, Message};
+use eventbus::backend::{ClaimRequest, DeadReason, MAX_ERROR_BYTES, Message, Outcome};
 
 use super::{Case, Fixture, TICK, dead, new_id, retry_after};
 
@@ -102,4 +102,43 @@ pub async fn failed_counts_the_last_attempt_and_rejected_does_not(fixture: &dyn 
     let letters = case.bus.dead_letters(&group, None, 9).await.unwrap();
     let seen: Vec<_> = letters.iter().map(|letter| (letter.reason, letter.attempts)).collect();
     assert_eq!(seen, [(DeadReason::Failed, 1), (DeadReason::Undecodable, 0)]);
+}
+
+pub async fn what_the_store_decided_is_told_once(fixture: &dyn Fixture) {
+    let case = Case::new(fixture).await;
+    let group = case.group("g", &[case.on("t")]).await;
+    assert!(case.bus.dead_news(&group).await.unwrap().is_empty());
+    let rejected = bury(&case, &group, &["rejected"]).await;
+    let undecodable = case.publish_all("t", &["undecodable"]).await;
+    let delivery = case.one(&group).await;
+    case.settle(&delivery, dead(DeadReason::Undecodable, "no message")).await.unwrap();
+    let short = Message { expires_after: Some(TICK), ..case.message("t", "expired") };
+    let expired = short.id;
+    case.publish(short).await;
+    case.advance(TICK * 2).await;
+    let news = case.bus.dead_news(&group).await.unwrap();
+    let told: Vec<_> = news.iter().map(|letter| (letter.message, letter.reason)).collect();
+    assert_eq!(
+        told,
+        [(undecodable[0], DeadReason::Undecodable), (expired, DeadReason::Expired)],
+        "not {rejected:?}: its handler knows"
+    );
+    assert_eq!((&*news[0].topic, news[0].error.as_str()), (&*case.topic("t"), "no message"));
+    assert_eq!((&news[1].body[..], &news[1].group), (&b"expired"[..], &group));
+    assert!(case.bus.dead_news(&group).await.unwrap().is_empty());
+    assert_eq!(case.bus.dead_letters(&group, None, 9).await.unwrap().len(), 3);
+}
+
+pub async fn what_crashed_is_told_once(fixture: &dyn Fixture) {
+    let case = Case::new(fixture).await;
+    let group = case.group("g", &[case.on("t")]).await;
+    let ids = case.publish_all("t", &["poison"]).await;
+    let request = ClaimRequest { max_deliveries: 1, ..case.request(&group, 1) };
+    let delivery = case.bus.claim(&request).await.unwrap().remove(0);
+    case.settle(&delivery, Outcome::Crash).await.unwrap();
+    assert!(case.bus.claim(&request).await.unwrap().is_empty());
+    let news = case.bus.dead_news(&group).await.unwrap();
+    let told: Vec<_> = news.iter().map(|letter| (letter.message, letter.reason)).collect();
+    assert_eq!(told, [(ids[0], DeadReason::Crashed)]);
+    assert!(case.bus.dead_news(&group).await.unwrap().is_empty());
 }

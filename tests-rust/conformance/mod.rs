@@ -60,6 +60,7 @@ macro_rules! conformance {
                 a_lease_that_ended_is_delivered_again_and_counts_a_crash,
                 a_stale_token_is_refused_and_changes_nothing,
                 a_message_that_crashes_too_often_becomes_a_dead_letter,
+                a_crash_is_counted_and_frees_the_message_at_once,
                 a_release_counts_nothing_and_keeps_the_place,
                 renewal_keeps_the_lease,
                 a_claim_of_an_unknown_group_names_it,
@@ -68,6 +69,8 @@ macro_rules! conformance {
             }
             close { after_close_everything_is_refused, close_ends_listeners_and_waits }
             dead_letters {
+                what_the_store_decided_is_told_once,
+                what_crashed_is_told_once,
                 a_dead_letter_keeps_everything,
                 they_are_listed_in_pages_oldest_first,
                 one_can_be_retried_with_fresh_counters,

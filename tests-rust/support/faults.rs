@@ -173,6 +173,10 @@ impl Backend for Faults {
         self.pass("dead_letters", self.inner.dead_letters(group, after, limit)).await
     }
 
+    async fn dead_news(&self, group: &str) -> Result<Vec<DeadLetter>> {
+        self.pass("dead_news", self.inner.dead_news(group)).await
+    }
+
     async fn retry_dead(&self, group: &str, ids: &[MessageId]) -> Result<u64> {
         self.pass("retry_dead", self.inner.retry_dead(group, ids)).await
     }

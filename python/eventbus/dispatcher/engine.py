@@ -16,6 +16,8 @@ from typing import Any, Generic, TypeAlias
 from eventbus.dispatcher.handlers import H, HandlerSet, HandlerTable
 from eventbus.dispatcher.transport import Incoming, Message, Transport
 from eventbus.errors import BusClosedError, EventBusError, NotConnectedError
+from eventbus.supervisor import Supervisor
+from eventbus.texts import describe_error
 from eventbus.types import Gap
 
 __all__ = ["Engine", "EngineOptions", "ExceptionHandler", "Observer"]
@@ -135,7 +137,8 @@ class Engine(Generic[H]):
         self.subscribers = self._subscribing.table
         self._calls: dict[asyncio.Task[None], _Flight] = {}
         self._helpers: set[asyncio.Task[None]] = set()
-        self._loops: list[asyncio.Task[None]] = []
+        self._loops: set[asyncio.Task[None]] = set()
+        self._supervisor: Supervisor | None = None
         self._in_hand: dict[Incoming, None] = {}
         self._done: list[Incoming] = []
         self._flusher: asyncio.Task[None] | None = None
@@ -173,7 +176,7 @@ class Engine(Generic[H]):
         self.subscribers.on_change = self._subscribed
         self._subscribed()
         await self.transport.listen(self._gap)
-        self._spawn(self._serve_broadcasts(), "broadcasts")
+        self._spawn(self._serve_broadcasts, "broadcasts")
 
     def _subscribed(self) -> None:
         """Tell the transport what is subscribed to here."""
@@ -184,7 +187,7 @@ class Engine(Generic[H]):
         if not self._running and not self.closed:
             self._running = True
             self.consumers.on_change = self.names_changed
-            self._spawn(self._serve_queue(), "queue")
+            self._spawn(self._serve_queue, "queue")
             self.names_changed()
 
     def names_changed(self) -> None:
@@ -194,8 +197,26 @@ class Engine(Generic[H]):
             limit = self.options.concurrency + self.consumers.coalescing
             self.transport.consume(frozenset(self.consumers), limit)
 
-    def _spawn(self, loop: Coroutine[Any, Any, None], name: str) -> None:
-        self._loops.append(_task(loop, name))
+    def _spawn(self, serve: Callable[[], Coroutine[Any, Any, None]], name: str) -> None:
+        """Receive until the end; a loop that ends for no good reason is logged and replaced."""
+        if self._supervisor is None:
+            self._supervisor = Supervisor("dispatcher", self._replaced)
+
+        def begin() -> asyncio.Task[None]:
+            task = _task(serve(), name)
+            self._loops.add(task)
+            task.add_done_callback(self._loops.discard)
+            return task
+
+        self._supervisor.keep(begin)
+
+    def _replaced(self) -> None:
+        self.counts["replaced"] += 1
+
+    @property
+    def _loop_ends(self) -> bool:
+        """Whether calls that are cancelled now are so because all tasks are."""
+        return self._supervisor is not None and self._supervisor.loop_ends
 
     def _help(self, work: Coroutine[Any, Any, None], name: str) -> None:
         """Do something beside the handlers; ``close`` waits for it a moment."""
@@ -219,10 +240,12 @@ class Engine(Generic[H]):
             self._closing.set_result(None)
 
     async def _close(self) -> None:
-        for task in self._loops:
-            task.cancel()
-        if self._loops:
-            await asyncio.wait(self._loops)
+        if self._supervisor is not None:
+            self._supervisor.stop()
+        if loops := set(self._loops):
+            for task in loops:
+                task.cancel()
+            await asyncio.wait(loops)
         if self._transport is None:
             return
         current = asyncio.current_task()
@@ -417,7 +440,7 @@ class Engine(Generic[H]):
                     await result
         except asyncio.CancelledError as cancelled:
             error = cancelled
-            if self._aborting:
+            if self._aborting or self._loop_ends:
                 flight.unfinished = True
                 raise
             self._failed(side, handler, flight, cancelled)
@@ -482,7 +505,7 @@ class Engine(Generic[H]):
 
     async def _retry(self, incoming: Incoming, error: BaseException) -> None:
         try:
-            await self.transport.retry(incoming, f"{type(error).__name__}: {error}")
+            await self.transport.retry(incoming, describe_error(error))
         except EventBusError as trouble:
             log.warning("cannot retry event=%s reason=%s", incoming.message.name, trouble)
 

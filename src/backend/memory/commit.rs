@@ -186,7 +186,7 @@ impl State {
         let gone = match outcome {
             Outcome::Ack | Outcome::Dead { .. } => true,
             // A copy whose binding was removed has no place to return to.
-            Outcome::Retry { .. } | Outcome::Release | Outcome::Defer { .. } => {
+            Outcome::Retry { .. } | Outcome::Release | Outcome::Crash | Outcome::Defer { .. } => {
                 group.queues.get(&lease.binding).is_none_or(|queue| !queue.bound)
             }
         };

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use ahash::RandomState;
 
-use crate::backend::{DeadReason, Message, MessageId};
+use crate::backend::{DeadLetter, DeadReason, Message, MessageId};
 use crate::topic::Binding;
 
 /// One dead copy.
@@ -19,6 +19,24 @@ pub(super) struct Letter {
     pub(super) attempts: u32,
     pub(super) crashes: u32,
     pub(super) died_at: i64,
+}
+
+impl Letter {
+    /// Returns it as an operator sees it.
+    pub(super) fn show(&self, group: &Arc<str>) -> DeadLetter {
+        DeadLetter {
+            group: Arc::clone(group),
+            binding: self.queue,
+            message: self.message.id,
+            topic: Arc::clone(&self.message.topic),
+            body: self.message.body.clone(),
+            reason: self.reason,
+            error: self.error.clone(),
+            attempts: self.attempts,
+            crashes: self.crashes,
+            died_at: self.died_at,
+        }
+    }
 }
 
 /// All dead copies of a group; copies of one message stand together at its first death.

@@ -3,7 +3,7 @@
 //! A copy is ready, blocked behind its key, delayed or active (claimed). The accounting holds after
 //! every call: accepted = acked + removed + dead + ready (and blocked) + delayed + active.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
 use ahash::RandomState;
@@ -14,7 +14,7 @@ use super::micros;
 use super::ready::Ready;
 use super::slab::Slab;
 use super::wait::{Waiters, Wakes};
-use crate::backend::{EventKey, Message, MessageId, Token, identity};
+use crate::backend::{DeadLetter, EventKey, Message, MessageId, Token, identity};
 use crate::config::MemoryConfig;
 use crate::topic::{Binding, RouteId};
 
@@ -105,6 +105,8 @@ pub(super) struct Group {
     /// Ends of the time to live of what waits.
     pub(super) ends: BTreeMap<(i64, u64), u32>,
     pub(super) dead: DeadLetters,
+    /// Dead letters that nobody has been told of; bounded.
+    pub(super) dead_news: VecDeque<DeadLetter>,
     pub(super) counts: Counts,
     pub(super) waiters: Waiters,
     /// Scratch of `claim`.
@@ -133,6 +135,7 @@ impl Group {
             active: HashMap::default(),
             ends: BTreeMap::new(),
             dead: DeadLetters::default(),
+            dead_news: VecDeque::new(),
             counts: Counts::default(),
             waiters: Waiters::default(),
             heads: Heads::new(),

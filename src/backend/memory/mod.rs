@@ -365,6 +365,10 @@ impl Backend for MemoryBackend {
             .with(|state, now, wakes| Ok(state.swept(group, now, wakes)?.dead_page(after, limit)))
     }
 
+    async fn dead_news(&self, group: &str) -> Result<Vec<DeadLetter>> {
+        self.shared.with(|state, now, wakes| Ok(state.swept(group, now, wakes)?.take_dead_news()))
+    }
+
     async fn retry_dead(&self, group: &str, ids: &[MessageId]) -> Result<u64> {
         self.shared.with(|state, now, wakes| {
             let mut seq = state.seq;

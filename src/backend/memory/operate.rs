@@ -95,19 +95,14 @@ impl Group {
     }
 
     pub(super) fn dead_page(&self, after: Option<MessageId>, limit: usize) -> Vec<DeadLetter> {
-        let show = |letter: &Letter| DeadLetter {
-            group: Arc::clone(&self.name),
-            binding: letter.queue,
-            message: letter.message.id,
-            topic: Arc::clone(&letter.message.topic),
-            body: letter.message.body.clone(),
-            reason: letter.reason,
-            error: letter.error.clone(),
-            attempts: letter.attempts,
-            crashes: letter.crashes,
-            died_at: letter.died_at,
-        };
-        self.dead.page(after, limit).into_iter().map(show).collect()
+        let page = self.dead.page(after, limit).into_iter();
+        page.map(|letter| letter.show(&self.name)).collect()
+    }
+
+    /// Takes the dead letters that nobody has been told of, at most 100.
+    pub(super) fn take_dead_news(&mut self) -> Vec<DeadLetter> {
+        let count = self.dead_news.len().min(100);
+        self.dead_news.drain(..count).collect()
     }
 
     /// Queues dead letters again. One whose binding is gone, or whose unique key is taken, stays.

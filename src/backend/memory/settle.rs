@@ -8,6 +8,9 @@ use super::micros;
 use super::wait::Wakes;
 use crate::backend::{DeadReason, Outcome, cut_error};
 
+/// Most dead letters that wait to be told.
+const MAX_NEWS: usize = 1000;
+
 impl Group {
     /// Removes a copy and counts it as removed.
     pub(super) fn discard(&mut self, index: u32, wakes: &mut Wakes) {
@@ -28,7 +31,7 @@ impl Group {
         let Some(binding) = queue.map(|queue| queue.binding.clone()) else { return };
         let Some(copy) = self.remove(index, wakes) else { return };
         let error = error.unwrap_or_else(|| copy.error.map(String::from).unwrap_or_default());
-        self.dead.push(Letter {
+        let letter = Letter {
             message: copy.message,
             queue: copy.queue,
             binding,
@@ -37,14 +40,23 @@ impl Group {
             attempts: copy.attempts,
             crashes: copy.crashes,
             died_at: now,
-        });
+        };
+        if reason.is_news() {
+            if self.dead_news.len() == MAX_NEWS {
+                self.dead_news.pop_front();
+            }
+            self.dead_news.push_back(letter.show(&self.name));
+        }
+        self.dead.push(letter);
         self.trim_dead(now);
     }
 
     /// Ends the claim with this token.
     pub(super) fn settle(&mut self, index: u32, outcome: Outcome, now: i64, wakes: &mut Wakes) {
         let Some(copy) = self.copies.get_mut(index) else { return };
-        copy.crashes = copy.crashes.saturating_sub(1);
+        if outcome != Outcome::Crash {
+            copy.crashes = copy.crashes.saturating_sub(1);
+        }
         match outcome {
             Outcome::Ack => {
                 self.counts.acked += 1;
@@ -63,7 +75,7 @@ impl Group {
                 }
                 self.bury(index, now, (reason, Some(error)), wakes);
             }
-            Outcome::Release => self.give_back(index, now, now, wakes),
+            Outcome::Release | Outcome::Crash => self.give_back(index, now, now, wakes),
             Outcome::Defer { after } => {
                 let due = now.saturating_add(micros(after));
                 self.give_back(index, now, due, wakes);

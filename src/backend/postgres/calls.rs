@@ -58,6 +58,7 @@ calls! {
     MESSAGES = "event_messages", "message", false, [TEXT, UUID, UUID, UUID, INT8];
     ACT_ON = "act_on_event", "act_on", false, [TEXT, UUID, UUID, UUID, INT8, INT2, INT8];
     LIST_DEAD = "list_dead", "dead_letters", false, [TEXT, UUID, INT8, INT8, INT8];
+    DEAD_NEWS = "dead_news", "dead_news", false, [TEXT];
     RETRY_DEAD = "retry_dead", "retry_dead", false, [TEXT, UUID_ARRAY, INT8, INT8];
     DISCARD_DEAD = "discard_dead", "discard_dead", false, [TEXT, UUID_ARRAY, INT8, INT8];
     SWEEP_ALL = "sweep_all", "inspect", false, [INT8, INT8];

@@ -341,6 +341,14 @@ impl Backend for PostgresBackend {
         self.run(async |live| live.dead_letters(group, after, limit).await).await
     }
 
+    async fn dead_news(&self, group: &str) -> Result<Vec<DeadLetter>> {
+        self.run(async |live| live.dead_news(group).await).await
+    }
+
+    fn sweep_interval(&self) -> Duration {
+        self.config.sweep
+    }
+
     async fn retry_dead(&self, group: &str, ids: &[MessageId]) -> Result<u64> {
         self.run(async |live| live.retry_dead(group, ids).await).await
     }

@@ -111,23 +111,11 @@ impl Live {
         let limit = signed(limit as u64);
         let arguments: [Argument<'_>; 5] =
             [&group, &after, &limit, &self.dead_retention, &self.max_dead];
-        let rows = self.pool.call(&calls::LIST_DEAD, &arguments, group).await?;
-        let group: Arc<str> = group.into();
-        let letter = |row: &Row| {
-            Ok(DeadLetter {
-                group: Arc::clone(&group),
-                binding: unsigned(column(row, 0)?),
-                message: column::<Uuid>(row, 1)?.into_bytes(),
-                topic: column::<&str>(row, 2)?.into(),
-                body: Bytes::copy_from_slice(column(row, 3)?),
-                reason: reason(column(row, 4)?),
-                error: column(row, 5)?,
-                attempts: unsigned(column(row, 6)?),
-                crashes: unsigned(column(row, 7)?),
-                died_at: column(row, 8)?,
-            })
-        };
-        rows.iter().map(letter).collect()
+        letters(group, &self.pool.call(&calls::LIST_DEAD, &arguments, group).await?)
+    }
+
+    pub(super) async fn dead_news(&self, group: &str) -> Result<Vec<DeadLetter>> {
+        letters(group, &self.pool.call(&calls::DEAD_NEWS, &[&group], group).await?)
     }
 
     pub(super) async fn retry_dead(&self, group: &str, ids: &[MessageId]) -> Result<u64> {
@@ -174,6 +162,26 @@ impl Live {
         all.groups.sort_by(|a, b| a.group.cmp(&b.group));
         Ok(all)
     }
+}
+
+/// Reads dead letters.
+fn letters(group: &str, rows: &[Row]) -> Result<Vec<DeadLetter>> {
+    let group: Arc<str> = group.into();
+    let letter = |row: &Row| {
+        Ok(DeadLetter {
+            group: Arc::clone(&group),
+            binding: unsigned(column(row, 0)?),
+            message: column::<Uuid>(row, 1)?.into_bytes(),
+            topic: column::<&str>(row, 2)?.into(),
+            body: Bytes::copy_from_slice(column(row, 3)?),
+            reason: reason(column(row, 4)?),
+            error: column(row, 5)?,
+            attempts: unsigned(column(row, 6)?),
+            crashes: unsigned(column(row, 7)?),
+            died_at: column(row, 8)?,
+        })
+    };
+    rows.iter().map(letter).collect()
 }
 
 #[expect(clippy::cast_precision_loss, reason = "an age in seconds needs no microsecond")]

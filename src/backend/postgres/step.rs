@@ -110,6 +110,7 @@ pub(super) fn settle<'a>(lease: &'a Lease, outcome: &'a Outcome, group: Option<i
             ..step
         },
         Outcome::Release => Step { outcome: Some(3), ..step },
+        Outcome::Crash => Step { outcome: Some(5), ..step },
         Outcome::Defer { after } => Step { outcome: Some(4), after: Some(micros(*after)), ..step },
     }
 }

@@ -468,6 +468,7 @@ fn write_outcome(out: &mut Vec<u8>, outcome: &Outcome) {
     let (name, after, error) = match outcome {
         Outcome::Ack => ("ack".to_owned(), Duration::ZERO, String::new()),
         Outcome::Release => ("release".to_owned(), Duration::ZERO, String::new()),
+        Outcome::Crash => ("crash".to_owned(), Duration::ZERO, String::new()),
         Outcome::Defer { after } => ("defer".to_owned(), *after, String::new()),
         Outcome::Retry { after, error } => ("retry".to_owned(), *after, cut_error(error.clone())),
         Outcome::Dead { reason, error } => {

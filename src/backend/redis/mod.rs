@@ -271,6 +271,14 @@ impl Backend for RedisBackend {
         self.session()?.dead_letters(group, after, limit).await
     }
 
+    async fn dead_news(&self, group: &str) -> Result<Vec<DeadLetter>> {
+        self.session()?.dead_news(group).await
+    }
+
+    fn sweep_interval(&self) -> Duration {
+        self.config.sweep
+    }
+
     async fn retry_dead(&self, group: &str, ids: &[MessageId]) -> Result<u64> {
         self.session()?.on_dead("retry_dead", group, ids).await
     }

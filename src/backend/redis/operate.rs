@@ -219,6 +219,12 @@ impl Session {
         letters.map(|letter| dead_letter(&name, letter)).collect()
     }
 
+    pub(super) async fn dead_news(&self, group: &str) -> Result<Vec<DeadLetter>> {
+        let name: Arc<str> = group.into();
+        let letters = self.operate("dead_news", group, |_| {}).await?;
+        letters.map(|letter| dead_letter(&name, letter)).collect()
+    }
+
     pub(super) async fn on_dead(
         &self,
         operation: &'static str,

@@ -169,7 +169,7 @@ if operation == 'delete' then
   for queue = 0, last_queue do
     call('UNLINK', G .. 'l' .. queue, G .. 'z' .. queue, G .. 'w' .. queue)
   end
-  for part in string.gmatch('m c s i r b d t a e k u D L q', '%a') do
+  for part in string.gmatch('m c s i r b d t a e k u D L N q', '%a') do
     call('UNLINK', G .. part)
   end
   call('HDEL', P .. 'names', name)
@@ -195,6 +195,12 @@ sweep(group)
 
 trim_dead(group)
 
+local function show_letter(id, letter)
+  return {
+    id, letter[1], letter[3], letter[4], int(letter[5]), int(letter[6]), int(letter[7]), letter[8],
+  }
+end
+
 if operation == 'dead' then
   -- after or '', limit; answers per letter: id, parts
   local place_after = ARGV[3] ~= '' and call('ZSCORE', G .. 'D', ARGV[3])
@@ -207,9 +213,26 @@ if operation == 'dead' then
     end
     for _, letter in ipairs(cmsgpack.unpack(call('HGET', G .. 'L', id))) do
       letters_given = letters_given + 1
-      answer[#answer + 1] = {
-        id, letter[1], letter[3], letter[4], int(letter[5]), int(letter[6]), int(letter[7]), letter[8],
-      }
+      answer[#answer + 1] = show_letter(id, letter)
+    end
+  end
+  wake_waiting(group)
+  return answer
+end
+
+if operation == 'dead_news' then
+  -- answers per letter as 'dead'
+  local answer = { 'ok' }
+  for _ = 1, 100 do
+    local id = call('LPOP', G .. 'N')
+    if not id then
+      break
+    end
+    local letters = call('HGET', G .. 'L', id)
+    if letters then
+      -- The copies of one message may have died apart: the newest is last.
+      letters = cmsgpack.unpack(letters)
+      answer[#answer + 1] = show_letter(id, letters[#letters])
     end
   end
   wake_waiting(group)

@@ -18,6 +18,7 @@
 --   k         lines of the ordering keys: member <length>:<key>:<seq>
 --   u  hash   queue:unique -> seq
 --   D, L      dead letters: message ids by place, message id -> letters
+--   N  list   dead letters that nobody has been told of: message ids
 --   w<queue>  processes that wait for a claim
 local P = KEYS[1]
 local call = redis.call

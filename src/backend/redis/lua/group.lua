@@ -188,6 +188,9 @@ local function trim_dead(group)
   end
 end
 
+-- What the server decides by itself is told to the next who asks, newest first kept.
+local NEWS = { crashed = true, undecodable = true, expired = true }
+
 -- Moves a copy that is in no place to the dead letters.
 local function bury(group, copy, state, reason, error)
   local G = group.G
@@ -205,6 +208,12 @@ local function bury(group, copy, state, reason, error)
     call('ZADD', G .. 'D', call('HINCRBY', G .. 'm', 'nextdead', 1), id)
   end
   call('HINCRBY', G .. 'm', 'dead', 1)
+  if NEWS[reason] then
+    -- A full server refuses it; then the letter is there, but is not told.
+    if redis.pcall('RPUSH', G .. 'N', id) == 1001 then
+      call('LPOP', G .. 'N')
+    end
+  end
   trim_dead(group)
 end
 

@@ -3,7 +3,7 @@
 -- Ops: ['p', topic, message, frame, [due, delay, ttl, key, priority, dedup, unique]]
 --        due: absolute time or false; delay, ttl: microseconds or false; dedup: topic and id
 --      ['s', group, id, token, queue, outcome, after, error]
---        outcome: ack, retry, release, defer, or dead with its reason as dead:<reason>
+--        outcome: ack, retry, release, crash, defer, or dead with its reason as dead:<reason>
 --      ['w', key, value, version or false, ttl or false]
 --      ['d', key, version or false]
 
@@ -113,6 +113,8 @@ local function settle(group, copy, op)
   if outcome == 'retry' then
     state.attempts, state.error = state.attempts + 1, error
     count(group, 'retried', 1)
+  elseif outcome == 'crash' then
+    state.crashes = state.crashes + 1
   end
   state.since = now + after
   save_state(group, copy.seq, state)

@@ -225,6 +225,35 @@ begin
         order by d.place, d.no;
 end $$;
 
+-- Takes dead letters that were decided here (crashed, expired, undecodable) and that nobody has been
+-- told of: each is given to one caller.
+create function dead_news(p_name text) returns table (
+    binding integer, id uuid, topic text, body bytea, reason smallint, error text,
+    attempts integer, crashes integer, died_at bigint
+)
+language plpgsql set search_path from current as $$
+#variable_conflict use_column
+declare
+    v_group integer := find_group(p_name);
+begin
+    perform sweep(v_group, null);
+    -- Most of the time there is nothing: then nothing is written.
+    if not exists (select 1 from dead_letters d where d.group_id = v_group and d.is_news) then
+        return;
+    end if;
+    return query
+        with told as (
+            update dead_letters d set is_news = false
+            where d.no = any (array(
+                select n.no from dead_letters n where n.group_id = v_group and n.is_news
+                order by n.no limit 100 for update skip locked
+            ))
+            returning d.*
+        )
+        select d.binding, d.id, d.topic, d.body, d.reason, d.error, d.attempts, d.crashes, d.died_at
+        from told d order by d.no;
+end $$;
+
 -- Queues dead letters again; returns how many, or raises EB004 when they do not all find room.
 create function retry_dead(p_name text, p_ids uuid[], p_retention bigint, p_max bigint)
 returns bigint

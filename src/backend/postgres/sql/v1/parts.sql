@@ -185,15 +185,15 @@ begin
         from (select * from gone order by seq) g
     ), kept as (
         insert into dead_letters (no, place, died_at, ttl, id, group_id, binding, attempts, crashes,
-            priority, reason, pattern, text, topic, key, unique_key, error, body)
+            priority, reason, pattern, text, topic, key, unique_key, is_news, error, body)
         overriding system value
         select n.no,
             coalesce(
                 (select min(d.place) from dead_letters d where d.group_id = n.group_id and d.id = n.id),
                 min(n.no) over (partition by n.group_id, n.id)),
             now_us(), n.ttl, n.id, n.group_id, n.binding, n.attempts, n.crashes, n.priority,
-            p_reason, b.pattern, b.text, n.topic, n.key, n.unique_key, coalesce(p_error, n.error, ''),
-            n.body
+            p_reason, b.pattern, b.text, n.topic, n.key, n.unique_key, p_reason in (2, 3, 5),
+            coalesce(p_error, n.error, ''), n.body
         from numbered n join bindings b on b.group_id = n.group_id and b.binding = n.binding
     )
     select array_agg(group_id), array_agg(key) into v_group, v_key
@@ -299,7 +299,7 @@ begin
 end $$;
 
 -- Ends a claim; false when its token is no longer current. p_outcome: 0 ack, 1 retry, 2 dead,
--- 3 release, 4 defer.
+-- 3 release, 4 defer, 5 crash.
 create function settle(
     p_group integer, p_binding integer, p_id uuid, p_token bigint,
     p_outcome smallint, p_after bigint, p_reason smallint, p_error text
@@ -344,7 +344,7 @@ begin
         -- A claimed message is the head of its key, and stays it.
         update messages m set
             state = case when coalesce(p_after, 0) > 0 then 2 else 0 end,
-            due_at = v_due, token = 0, crashes = crashes - 1,
+            due_at = v_due, token = 0, crashes = crashes - (p_outcome <> 5)::integer,
             attempts = attempts + (p_outcome = 1)::integer,
             error = case when p_outcome = 1 then p_error else error end
         where m.seq = v.seq;

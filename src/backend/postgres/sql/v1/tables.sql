@@ -129,9 +129,12 @@ create table dead_letters (
     topic text collate "C" not null,
     key text collate "C",
     unique_key text collate "C",
+    -- Decided here, and nobody has been told.
+    is_news boolean not null,
     error text not null,
     body bytea not null
 );
+create index dead_letters_news on dead_letters (group_id, no) where is_news;
 alter table dead_letters alter column body set storage external;
 create index dead_letters_place on dead_letters (group_id, place, no);
 create index dead_letters_id on dead_letters (group_id, id);

@@ -1,0 +1,39 @@
+"""Texts of users and of their errors, as they can be stored, sent and logged."""
+
+from __future__ import annotations
+
+import traceback
+
+__all__ = ["describe_error", "storable"]
+
+_HEAD, _TAIL = 4_000, 11_000
+"""Bytes kept of the two ends of a long error: the core keeps at most 16 KiB, and would cut the end,
+where an exception says what it is."""
+
+
+def storable(text: object) -> str:
+    r"""Return a text that every backend can store.
+
+    What UTF-8 cannot encode (a lone surrogate) and NUL, which Postgres keeps in no text, are
+    escaped: ``"\ud800"`` becomes ``r"\ud800"``. More than 16 KB are cut in the middle.
+    Never raises.
+
+    Args:
+        text: A str, or anything whose ``str()`` is meant.
+    """
+    try:
+        whole = text if isinstance(text, str) else str(text)
+    except Exception as error:  # noqa: BLE001 - whatever the object of a user does
+        whole = f"<{type(text).__name__} whose str() raised {type(error).__name__}>"
+    raw = whole.encode("utf-8", "backslashreplace").replace(b"\0", b"\\x00")
+    if len(raw) > 16_000:
+        raw = raw[:_HEAD] + "\n…\n".encode() + raw[-_TAIL:]
+    return raw.decode("utf-8", "ignore")
+
+
+def describe_error(error: BaseException) -> str:
+    """Return type, message, traceback and causes as a storable text. Never raises."""
+    try:
+        return storable("".join(traceback.format_exception(error)))
+    except Exception as trouble:  # noqa: BLE001 - whatever the exception of a user does
+        return f"{type(error).__name__} (cannot be shown: {type(trouble).__name__})"
