@@ -89,6 +89,7 @@ def _shutdown() -> None: ...
 def _after_fork_in_child() -> None: ...
 
 # A dataclass to type checkers, so that they allow `dataclasses.replace` and know its fields.
+@disjoint_base
 @dataclass(frozen=True, init=False)
 class Event:
     """An immutable event.
@@ -134,6 +135,19 @@ class Event:
         metadata: dict[str, Any] = ...,
     ) -> Self:
         """Make an event; nothing is checked, so that it costs little."""
+
+    def __init__(
+        self,
+        type: EventType,
+        topic: str,
+        payload: Any = ...,
+        timestamp: datetime = ...,
+        event_id: str = ...,
+        source: str | None = ...,
+        correlation_id: str | None = ...,
+        metadata: dict[str, Any] = ...,
+    ) -> None:
+        """Fill an event of a subclass, whose constructor calls it."""
 
     @property
     def id(self) -> str:
