@@ -89,7 +89,7 @@ def _shutdown() -> None: ...
 def _after_fork_in_child() -> None: ...
 
 # A dataclass to type checkers, so that they allow `dataclasses.replace` and know its fields.
-@final
+@disjoint_base
 @dataclass(frozen=True, init=False)
 class Event:
     """An immutable event.
@@ -108,6 +108,10 @@ class Event:
         source: Who made it, or ``None``.
         correlation_id: Names what it belongs to, or ``None``.
         metadata: Further data about it; ``{}`` by default.
+
+    A subclass may have methods, a constructor of its own, or be a frozen dataclass with further
+    fields that have defaults. A wire carries the eight fields: what comes from one is a plain
+    ``Event``.
     """
 
     type: EventType
@@ -132,6 +136,19 @@ class Event:
     ) -> Self:
         """Make an event; nothing is checked, so that it costs little."""
 
+    def __init__(
+        self,
+        type: EventType,
+        topic: str,
+        payload: Any = ...,
+        timestamp: datetime = ...,
+        event_id: str = ...,
+        source: str | None = ...,
+        correlation_id: str | None = ...,
+        metadata: dict[str, Any] = ...,
+    ) -> None:
+        """Fill an event of a subclass, whose constructor calls it."""
+
     @property
     def id(self) -> str:
         """Alias of ``event_id``."""
@@ -153,11 +170,14 @@ class Event:
             TypeError: It is no mapping.
         """
 
-    def with_correlation(self, correlation_id: str | None) -> Self:
+    def with_correlation(self, correlation_id: str | None) -> Event:
         """Return a copy with another correlation id; everything else is the same object."""
 
     __hash__: ClassVar[None]  # type: ignore[assignment]  # as for every class with == and no hash
     __signature__: ClassVar[Signature]
+    def _fill(self, *args: Any, **kwargs: Any) -> None:
+        """Fill an event of a subclass; one of the class itself is complete."""
+
     def __copy__(self) -> Self: ...
     def __deepcopy__(self, memo: dict[int, Any]) -> Self: ...
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from eventbus.backends import Plan, finished
 from eventbus.bus import INTAKE, Bus
+from eventbus.bus_config import Configured, warn_of_unknown
 from eventbus.errors import BusClosedError, ConfigError, NotConnectedError
-from eventbus.factory import warn_of_unknown
 from eventbus.options import Found, Kind
 
 __all__ = ["UNSET", "BrokerEventBus", "given", "made", "settle"]
@@ -56,7 +56,7 @@ def made(plan: Plan, found: Found) -> dict[str, Any]:
     return finished(plan, found.values).keywords()
 
 
-class BrokerEventBus(Bus):
+class BrokerEventBus(Configured, Bus):
     """A DataKnobs bus over a server."""
 
     _IS_DATAKNOBS = True

@@ -29,6 +29,7 @@ from eventbus._asyncio import calling_task
 from eventbus._eventbus import CoreBus
 from eventbus.arguments import one_of as _one_of
 from eventbus.arguments import positive as _positive
+from eventbus.bus_config import Configured, MemoryEventBusConfig, memory_options
 from eventbus.config import (
     ConsumeOptions,
     DeliveryMode,
@@ -73,7 +74,6 @@ from eventbus.waiting import Unattended, listed, work_left
 if TYPE_CHECKING:
     from eventbus import payloads
     from eventbus._eventbus import CoreConsumer, CoreDelivery, CoreSubscription
-    from eventbus.factory import MemoryEventBusConfig
     from eventbus.figures import BusFigures, Health
     from eventbus.keywords import ConsumeKeywords, SubscribeKeywords
 
@@ -1170,11 +1170,13 @@ class DeadLetters:
         return await self._bus._settle_dead(self._group, message_ids, False)
 
 
-class InMemoryEventBus(Bus):
+class InMemoryEventBus(Configured, Bus):
     """The DataKnobs in-memory bus: works unconnected, takes any topic, never waits at ``close``.
 
     Args as for ``Bus``; a mapping or a config object may come first (contract D15, D20).
     """
+
+    CONFIG_CLS = MemoryEventBusConfig
 
     _IS_DATAKNOBS = True
 
@@ -1186,8 +1188,6 @@ class InMemoryEventBus(Bus):
         Raises:
             ConfigError: An option is out of range.
         """
-        from eventbus.factory import MemoryEventBusConfig, memory_options
-
         super().__init__(_any_topic=True, **memory_options(type(self).__name__, config, options))
         self._warned = False
         self._config = (
@@ -1211,19 +1211,6 @@ class InMemoryEventBus(Bus):
         self._drop_subscriptions()
         self._set_live(False)
         self._enter("closed")
-
-    @classmethod
-    def from_config(cls, config: Mapping[str, Any] | MemoryEventBusConfig) -> Self:
-        """Make a bus from a mapping or a config object (contract D20)."""
-        from eventbus.factory import MemoryEventBusConfig, check_config
-
-        check_config(f"{cls.__name__}.from_config", MemoryEventBusConfig, config)
-        return cls(config=config)
-
-    @classmethod
-    async def from_config_async(cls, config: Mapping[str, Any] | MemoryEventBusConfig) -> Self:
-        """Make what ``from_config`` makes."""
-        return cls.from_config(config)
 
     @property
     def config(self) -> MemoryEventBusConfig:

@@ -12,7 +12,7 @@ from eventbus.backends import read_postgres_url, texts
 from eventbus.errors import ConfigError, ConfigurationError
 from eventbus.options import POSTGRES, Found
 
-__all__ = ["complete", "dotenv_values"]
+__all__ = ["complete", "dotenv_values", "problems_of"]
 
 log = logging.getLogger("eventbus.config")
 
@@ -108,6 +108,17 @@ def complete(
         _add_variables(found, names, variables)
     _add_defaults(found, ("port", "password") if text else ())
     return text if text is not None and not own else _built(values, query)
+
+
+def problems_of(text: str) -> list[str]:
+    """Return why a connection string cannot be used; ``""`` stands for libpq's environment."""
+    found = Found({}, [], [])
+    try:
+        if text:
+            _add_url(found, "connection_string", text)
+    except ConfigError as error:
+        return error.problems
+    return found.problems
 
 
 def _missing(values: Mapping[str, Any], names: Mapping[str, str], variables: Variables) -> bool:

@@ -13,11 +13,14 @@ from typing import Any
 __all__ = [
     "BatchError",
     "BusClosedError",
+    "CodecError",
+    "ConcurrencyError",
     "ConfigError",
     "ConfigurationError",
     "ConnectError",
     "DataknobsError",
     "DecodeError",
+    "EncodeAttributeError",
     "EncodeError",
     "EncodeTypeError",
     "EncodeValueError",
@@ -33,10 +36,13 @@ __all__ = [
     "PayloadTooLarge",
     "QueueFull",
     "Reject",
+    "ResourceError",
     "Retry",
+    "SerializationError",
     "TopicError",
     "UnknownVersionError",
     "UnsupportedError",
+    "ValidationError",
     "VersionConflict",
 ]
 
@@ -113,15 +119,31 @@ class NotFoundError(EventBusError):
     """A named thing does not exist."""
 
 
-class TopicError(EventBusError, ValueError):
+class ValidationError(EventBusError):
+    """A value breaks a rule (DataKnobs name)."""
+
+
+class ResourceError(EventBusError):
+    """What is needed cannot be had now (DataKnobs name)."""
+
+
+class ConcurrencyError(EventBusError):
+    """Somebody else was faster (DataKnobs name)."""
+
+
+class CodecError(EventBusError):
+    """A value and its bytes cannot be turned into each other."""
+
+
+class TopicError(ValidationError, ValueError):
     """A topic, pattern or group name breaks a rule, which the message names."""
 
 
-class InvalidArgumentError(EventBusError, ValueError):
+class InvalidArgumentError(ValidationError, ValueError):
     """An argument is out of range; the message names it, the value and the range."""
 
 
-class ConnectError(EventBusError, ConnectionError):
+class ConnectError(ResourceError, ConnectionError):
     """The server cannot be reached or refused the connection; try again later."""
 
     is_retryable = True
@@ -144,8 +166,12 @@ class BusClosedError(NotConnectedError):
     """The bus, subscription or consumer was closed; ``await bus.connect()`` opens a bus again."""
 
 
-class EncodeError(EventBusError):
+class EncodeError(CodecError):
     """A value cannot be encoded; the message holds the path to it."""
+
+
+class EncodeAttributeError(EncodeError, AttributeError):
+    """A field of an event that is not what the wire reads: no ``EventType``, no ``datetime``."""
 
 
 class EncodeTypeError(EncodeError, TypeError):
@@ -156,7 +182,7 @@ class EncodeValueError(EncodeError, ValueError):
     """A value that the wire cannot carry although its type can: a circular reference."""
 
 
-class DecodeError(EventBusError, ValueError):
+class DecodeError(CodecError, ValueError):
     """Bytes that are not a valid message."""
 
 
@@ -203,11 +229,11 @@ class QueueFull(EventBusError):
         self.limit = limit
 
 
-class LeaseLost(EventBusError):
+class LeaseLost(ConcurrencyError):
     """The delivery was taken back and belongs to somebody else; nothing was changed."""
 
 
-class VersionConflict(EventBusError):
+class VersionConflict(ConcurrencyError):
     """A record precondition failed; nothing of the transaction was applied.
 
     Attributes:

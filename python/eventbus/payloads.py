@@ -15,6 +15,7 @@ import uuid
 from collections.abc import Callable
 from typing import Any
 
+from eventbus import originals
 from eventbus._eventbus import decode, encode
 from eventbus.errors import EncodeError, PayloadTooLarge, Reject
 from eventbus.types import Event
@@ -117,7 +118,7 @@ def _is_data_class(kind: type[Any]) -> bool:
 def _names_event(hint: Any) -> bool:
     """Whether the event itself may be wanted."""
     if isinstance(hint, type):
-        return issubclass(hint, Event)
+        return issubclass(hint, Event) or originals.is_event_class(hint)
     return any(_names_event(part) for part in _parts(hint))
 
 

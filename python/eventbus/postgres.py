@@ -6,13 +6,13 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Self, cast
 
 from eventbus.backends import plan_postgres
 from eventbus.broker import UNSET, BrokerEventBus, given, made, settle
-from eventbus.connection import complete
+from eventbus.bus_config import EventBusConfig, first_is_config, merged_options
+from eventbus.connection import complete, problems_of
 from eventbus.errors import ConfigError, TopicError
-from eventbus.factory import EventBusConfig, check_config, merged_options
 from eventbus.options import POSTGRES, Read, read
 
 __all__ = ["PostgresEventBus", "PostgresEventBusConfig"]
@@ -52,6 +52,19 @@ _EXTRA: dict[str, Read] = {
 }
 
 
+_WHERE = ("host", "port", "database", "dbname", "user", "username", "password")
+
+
+def _completed(config: Mapping[str, Any]) -> str:
+    """Return the connection string that keys and environment make."""
+    given = [(key, config[key], False) for key in _WHERE if config.get(key) is not None]
+    found = read(POSTGRES, given)
+    text = complete(found, None, os.environ)
+    if found.problems:
+        raise ConfigError("; ".join(found.problems), found.problems)
+    return text
+
+
 @dataclass(frozen=True, repr=False)
 class PostgresEventBusConfig(EventBusConfig):
     """Configuration of the bus over Postgres (contract D19).
@@ -72,6 +85,28 @@ class PostgresEventBusConfig(EventBusConfig):
         """
         object.__setattr__(self, "channel_prefix", sanitised(self.channel_prefix))
 
+    @classmethod
+    def from_dict(cls, config: Mapping[str, Any]) -> Self:
+        """Build from a mapping; unknown keys are ignored.
+
+        Without ``connection_string`` the other keys of a connection and the environment make one,
+        as for the bus (contract D22).
+
+        Raises:
+            ConfigurationError: Nothing says where the server is.
+            ConfigError: What says it cannot be used.
+        """
+        given = dict(config)
+        if given.get("connection_string") is None:
+            given["connection_string"] = _completed(given)
+        return super().from_dict(given)
+
+    def _problems(self) -> list[str]:
+        text: object = self.connection_string
+        if not isinstance(text, str):
+            return [f"connection_string must be a str, not {type(text).__name__}"]
+        return problems_of(text)
+
     def __repr__(self) -> str:
         """Return the fields, without the connection string."""
         return (
@@ -86,11 +121,13 @@ class PostgresEventBus(BrokerEventBus):
     Takes any topic and messages up to 16 MiB. Handlers are always queued.
     """
 
+    CONFIG_CLS = PostgresEventBusConfig
     _MALFORMED = "Failed to parse notification payload: "
 
     def __init__(
         self,
         connection_string: str | Mapping[str, Any] | PostgresEventBusConfig | None = UNSET,
+        /,
         channel_prefix: str = UNSET,
         *,
         config: Mapping[str, Any] | PostgresEventBusConfig | None = None,
@@ -101,8 +138,8 @@ class PostgresEventBus(BrokerEventBus):
         Args:
             connection_string: ``postgresql://user:password@host:5432/database?sslmode=…``; ``""``
                 stands for libpq's environment; without it the keys, ``DATABASE_URL`` and
-                ``POSTGRES_…`` say where the server is. A mapping or a config object here counts
-                as ``config``.
+                ``POSTGRES_…`` say where the server is. By position or keyword; a mapping or a
+                config object by position counts as ``config``.
             channel_prefix: What the names of channels begin with (default ``events``); what is no
                 letter, digit or ``_`` is removed.
             config: A mapping with these and further options, or a config object.
@@ -116,13 +153,14 @@ class PostgresEventBus(BrokerEventBus):
             ConfigurationError: Nothing says where the server is.
             TypeError: A config object together with keywords, or a config of another class.
         """
-        first = connection_string
-        if isinstance(first, Mapping | EventBusConfig) and config is None:
-            connection_string, config = UNSET, first
+        caller = type(self).__name__
+        if first_is_config(caller, connection_string, config):
+            config = cast("Mapping[str, Any] | PostgresEventBusConfig", connection_string)
+            connection_string = UNSET
+        elif connection_string is not UNSET and "connection_string" in options:
+            raise TypeError(f"{caller}() got multiple values for argument 'connection_string'")
         loose = given(connection_string=connection_string, channel_prefix=channel_prefix)
-        merged = merged_options(
-            type(self).__name__, PostgresEventBusConfig, config, {**loose, **options}
-        )
+        merged = merged_options(caller, PostgresEventBusConfig, config, {**loose, **options})
         found = read(POSTGRES, [(key, value, False) for key, value in merged.items()], _EXTRA)
         text = complete(found, found.values.pop("connection_string", None), os.environ)
         settle(POSTGRES, found, _EXTRA)
@@ -134,17 +172,6 @@ class PostgresEventBus(BrokerEventBus):
             if isinstance(config, PostgresEventBusConfig)
             else PostgresEventBusConfig(text, prefix)
         )
-
-    @classmethod
-    def from_config(cls, config: Mapping[str, Any] | PostgresEventBusConfig) -> Self:
-        """Make a bus from a mapping or a config object (contract D20)."""
-        check_config(f"{cls.__name__}.from_config", PostgresEventBusConfig, config)
-        return cls(config=config)
-
-    @classmethod
-    async def from_config_async(cls, config: Mapping[str, Any] | PostgresEventBusConfig) -> Self:
-        """Make what ``from_config`` makes."""
-        return cls.from_config(config)
 
     @property
     def config(self) -> PostgresEventBusConfig:

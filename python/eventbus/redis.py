@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, cast
 
 from eventbus.backends import plan_redis
 from eventbus.broker import UNSET, BrokerEventBus, given, made, settle
+from eventbus.bus_config import EventBusConfig, first_is_config, merged_options
 from eventbus.config import Password
-from eventbus.factory import EventBusConfig, check_config, merged_options
 from eventbus.options import REDIS, as_flag, as_port, as_text, read
 
 __all__ = ["RedisEventBus", "RedisEventBusConfig"]
@@ -35,6 +35,10 @@ class RedisEventBusConfig(EventBusConfig):
     ssl: bool = False
     channel_prefix: str = "events"
 
+    def _problems(self) -> list[str]:
+        given = [(key, value, False) for key, value in self.to_dict().items()]
+        return read(REDIS, given, _EXTRA).problems
+
     def __repr__(self) -> str:
         """Return the fields, without the password."""
         password = None if self.password is None else "***"
@@ -50,11 +54,13 @@ class RedisEventBus(BrokerEventBus):
     Takes any topic and messages up to 16 MiB. Handlers are always queued.
     """
 
+    CONFIG_CLS = RedisEventBusConfig
     _MALFORMED = "Failed to parse Redis message: "
 
     def __init__(
         self,
         host: str | Mapping[str, Any] | RedisEventBusConfig = UNSET,
+        /,
         port: int | str = UNSET,
         password: Password | None = UNSET,
         ssl: bool = UNSET,
@@ -66,8 +72,8 @@ class RedisEventBus(BrokerEventBus):
         """Make a bus that is not connected yet.
 
         Args:
-            host: Host name, address, or path of a socket (default ``localhost``); a mapping or a
-                config object here counts as ``config``.
+            host: Host name, address, or path of a socket (default ``localhost``), by position or
+                keyword; a mapping or a config object by position counts as ``config``.
             port: Port (default 6379).
             password: Password, or a function that returns it (default none).
             ssl: Encrypt, and verify chain and host name (default false).
@@ -81,14 +87,16 @@ class RedisEventBus(BrokerEventBus):
             ConfigError: Options that cannot be used, or an unknown one for TLS; all at once.
             TypeError: A config object together with keywords, or a config of another class.
         """
-        if isinstance(host, Mapping | EventBusConfig) and config is None:
-            config, host = host, UNSET
+        caller = type(self).__name__
+        if first_is_config(caller, host, config):
+            config = cast("Mapping[str, Any] | RedisEventBusConfig", host)
+            host = UNSET
+        elif host is not UNSET and "host" in options:
+            raise TypeError(f"{caller}() got multiple values for argument 'host'")
         loose = given(
             host=host, port=port, password=password, ssl=ssl, channel_prefix=channel_prefix
         )
-        merged = merged_options(
-            type(self).__name__, RedisEventBusConfig, config, {**loose, **options}
-        )
+        merged = merged_options(caller, RedisEventBusConfig, config, {**loose, **options})
         found = read(REDIS, [(key, value, False) for key, value in merged.items()], _EXTRA)
         settle(REDIS, found, _EXTRA)
         values = found.values
@@ -110,17 +118,6 @@ class RedisEventBus(BrokerEventBus):
                 values.get("channel_prefix", "events"),
             )
         )
-
-    @classmethod
-    def from_config(cls, config: Mapping[str, Any] | RedisEventBusConfig) -> Self:
-        """Make a bus from a mapping or a config object (contract D20)."""
-        check_config(f"{cls.__name__}.from_config", RedisEventBusConfig, config)
-        return cls(config=config)
-
-    @classmethod
-    async def from_config_async(cls, config: Mapping[str, Any] | RedisEventBusConfig) -> Self:
-        """Make what ``from_config`` makes."""
-        return cls.from_config(config)
 
     @property
     def config(self) -> RedisEventBusConfig:

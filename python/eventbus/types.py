@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import inspect
-from dataclasses import dataclass, field
+from dataclasses import FrozenInstanceError, dataclass, field, fields
 from datetime import UTC, datetime, timedelta
 from enum import Enum
 from typing import Any, Literal, TypedDict
 from uuid import UUID
 
+from eventbus import originals
 from eventbus._eventbus import Event
 
 __all__ = [
@@ -46,7 +47,11 @@ MessageState = Literal["ready", "delayed", "active"]
 
 
 class EventType(Enum):
-    """The category of an event; the value is the lower-case name."""
+    """The category of an event; the value is the lower-case name.
+
+    A member equals the member of the original DataKnobs package that has the same value, from both
+    sides and in dicts and sets.
+    """
 
     CREATED = "created"
     UPDATED = "updated"
@@ -55,6 +60,17 @@ class EventType(Enum):
     DEACTIVATED = "deactivated"
     ERROR = "error"
     CUSTOM = "custom"
+
+    def __eq__(self, other: object) -> bool:
+        """Whether this is the same member, or that of the original package."""
+        if self is other:
+            return True
+        if isinstance(other, Enum) and originals.is_event_type(other):
+            return bool(self.value == other.value)
+        return NotImplemented
+
+    # As the original's, which hashes as any Enum does.
+    __hash__ = Enum.__hash__
 
 
 class PublishOptions(TypedDict, total=False):
@@ -108,13 +124,69 @@ class _EventShape:
     metadata: dict[str, Any] = field(default_factory=dict[str, Any])
 
 
+def kept(event: Event) -> dict[str, Any]:
+    """Return what an event of a subclass keeps besides the eight fields."""
+    own = dict(getattr(event, "__dict__", {}))
+    further = (one.name for one in fields(event) if one.name not in Event.__match_args__)
+    return own | {name: getattr(event, name) for name in further}
+
+
+def made_again(kind: type[Event], values: tuple[Any, ...], own: dict[str, Any]) -> Event:
+    """Return an event of a subclass with these fields: what ``copy`` and ``pickle`` make.
+
+    Args:
+        kind: The subclass; its constructor is not called.
+        values: The eight fields, in order.
+        own: What else its instance keeps.
+    """
+    make: Any = kind.__new__
+    event: Event = make(kind)
+    for name, value in {**dict(zip(Event.__match_args__, values, strict=True)), **own}.items():
+        object.__setattr__(event, name, value)
+    return event
+
+
+class _Signature:
+    """The signature of ``Event``; a subclass has that of its own constructor."""
+
+    def __init__(self, signature: inspect.Signature) -> None:
+        """Keep it."""
+        self._signature = signature
+
+    def __get__(self, event: Event | None, kind: type[Event]) -> inspect.Signature:
+        """Return it for the class itself alone."""
+        if kind is Event:
+            return self._signature
+        raise AttributeError("__signature__")
+
+
+def _make(self: Event, *args: Any, **kwargs: Any) -> None:
+    """Fill an event of a subclass; arguments as for ``Event``."""
+    self._fill(*args, **kwargs)
+
+
+def _refuse_assignment(self: Event, name: str, value: object) -> None:
+    del self, value
+    raise FrozenInstanceError(f"cannot assign to field {name!r}; use dataclasses.replace(event, …)")
+
+
+def _refuse_deletion(self: Event, name: str) -> None:
+    del self
+    raise FrozenInstanceError(f"cannot delete field {name!r}; use dataclasses.replace(event, …)")
+
+
 def _answer_dataclass_protocol() -> None:
     """Let ``dataclasses`` and ``match`` treat the compiled class as a dataclass (contract D5)."""
     answers = {
         "__dataclass_fields__": vars(_EventShape)["__dataclass_fields__"],
         "__dataclass_params__": vars(Gap)["__dataclass_params__"],
         "__match_args__": vars(_EventShape)["__match_args__"],
-        "__signature__": inspect.signature(_EventShape),
+        "__signature__": _Signature(inspect.signature(_EventShape)),
+        # Python functions, not slots of the compiled class: past those, `object.__setattr__` could
+        # not fill an event of a frozen dataclass that inherits from it.
+        "__setattr__": _refuse_assignment,
+        "__delattr__": _refuse_deletion,
+        "__init__": _make,
         # The interpreter's messages name a compiled class with its module until its name is set:
         # "unhashable type: 'Event'" (contract D6).
         "__name__": "Event",

@@ -13,7 +13,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList, PyString};
 
 use super::consumer::CoreConsumer;
-use super::event::PyEvent;
+use super::event::{PyEvent, adopted};
 use super::exit;
 use super::hub::{Hub, Receiver, Route, Subscriber};
 use super::mailbox::{self, Pending};
@@ -178,7 +178,8 @@ impl Shared {
         topic: &Arc<str>,
     ) -> PyResult<(MessageId, EventKey, bytes::Bytes)> {
         let limits = self.bus.limits();
-        let core = event.get().to_core(event.py(), limits, topic)?;
+        let event = PyEvent::plain(event)?;
+        let core = event.get().to_core(event.py(), limits, self.wire, topic)?;
         let body = codec::encode(&core, self.wire, limits)?;
         let key = core.event_id.key();
         Ok((event.get().message_id(&key), key, body))
@@ -226,11 +227,14 @@ fn event_of(
     let py = topic.py();
     let event = match event.cast::<PyEvent>() {
         Ok(event) => event.clone(),
-        Err(_) => Bound::new(py, PyEvent::of_payload(py, topic, event)?)?,
+        Err(_) => match adopted(event)? {
+            Some(event) => event,
+            None => Bound::new(py, PyEvent::of_payload(py, topic, event)?)?,
+        },
     };
     match options {
         Some(options) if options.overrides() => {
-            Py::new(py, event.get().with(py, options.replaced(py))?)
+            Py::new(py, PyEvent::with(&event, options.replaced(py))?)
         }
         _ => Ok(event.unbind()),
     }

@@ -10,6 +10,7 @@ mod classes {
     pyo3::import_exception!(eventbus.errors, ConfigError);
     pyo3::import_exception!(eventbus.errors, ConnectError);
     pyo3::import_exception!(eventbus.errors, DecodeError);
+    pyo3::import_exception!(eventbus.errors, EncodeAttributeError);
     pyo3::import_exception!(eventbus.errors, EncodeTypeError);
     pyo3::import_exception!(eventbus.errors, EncodeValueError);
     pyo3::import_exception!(eventbus.errors, ForkedError);
@@ -47,6 +48,9 @@ impl From<Error> for PyErr {
                 if reason.starts_with("Circular") || reason.starts_with(INT_TOO_LONG) =>
             {
                 classes::EncodeValueError::new_err(text)
+            }
+            Error::Encode { reason, .. } if reason.contains("' object has no attribute '") => {
+                classes::EncodeAttributeError::new_err(text)
             }
             Error::Encode { .. } => classes::EncodeTypeError::new_err(text),
             Error::Decode { .. } => classes::DecodeError::new_err(text),

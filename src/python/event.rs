@@ -11,7 +11,7 @@ use pyo3::gc::PyVisit;
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
-use pyo3::types::{PyDict, PyMapping, PyString, PyTuple, PyType};
+use pyo3::types::{PyDict, PyInt, PyList, PyMapping, PyString, PyTuple, PyType};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
@@ -22,20 +22,9 @@ use super::lazy::Lazy;
 use super::runtime;
 use crate::backend::{EventKey, MessageId, identity};
 use crate::clock::{Clock, SystemClock};
-use crate::codec::Limits;
+use crate::codec::{Limits, Wire};
 use crate::error::Error;
 use crate::event::{Event, EventId, EventType, Field, Timestamp, WallTime};
-
-/// An argument that may be absent; an explicit `None` is present.
-pub(crate) struct Arg<'py>(Option<Bound<'py, PyAny>>);
-
-impl<'py> FromPyObject<'_, 'py> for Arg<'py> {
-    type Error = PyErr;
-
-    fn extract(value: Borrowed<'_, 'py, PyAny>) -> PyResult<Self> {
-        Ok(Self(Some(value.to_owned())))
-    }
-}
 
 /// An immutable event.
 ///
@@ -53,9 +42,12 @@ impl<'py> FromPyObject<'_, 'py> for Arg<'py> {
 ///     source: Who made it, or ``None``.
 ///     correlation_id: Names what it belongs to, or ``None``.
 ///     metadata: Further data about it; ``{}`` by default.
-#[pyclass(frozen, name = "Event", module = "eventbus")]
+///
+/// A subclass may have methods, a constructor of its own, or be a frozen dataclass with further fields
+/// that have defaults. A wire carries the eight fields: what comes from one is a plain ``Event``.
+#[pyclass(frozen, subclass, name = "Event", module = "eventbus")]
 pub(crate) struct PyEvent {
-    kind: Py<PyAny>,
+    kind: Lazy,
     topic: Lazy,
     payload: Lazy,
     timestamp: Lazy,
@@ -168,7 +160,7 @@ impl PyEvent {
         let micros = if timestamp.is_none() || is_first { SystemClock.now() } else { 0 };
         let uuid = if is_first { time_uuid(micros) } else { [0; 16] };
         Self {
-            kind: kind.unbind(),
+            kind: Lazy::filled(Some(kind)),
             topic: Lazy::filled(Some(topic)),
             payload: Lazy::filled(payload),
             timestamp: Lazy::filled(timestamp),
@@ -189,7 +181,7 @@ impl PyEvent {
         let micros = SystemClock.now();
         let uuid = time_uuid(micros);
         Ok(Self {
-            kind: member(py, EventType::Custom)?,
+            kind: Lazy::filled(Some(member(py, EventType::Custom)?.into_bound(py))),
             topic: Lazy::filled(Some(topic.as_any().clone())),
             payload: Lazy::filled(Some(payload.clone())),
             timestamp: Lazy::empty(),
@@ -204,7 +196,7 @@ impl PyEvent {
     /// Wraps a received event; nothing of it is decoded yet.
     pub(crate) fn received(py: Python<'_>, event: Event, limits: Limits) -> PyResult<Self> {
         Ok(Self {
-            kind: member(py, event.kind)?,
+            kind: Lazy::filled(Some(member(py, event.kind)?.into_bound(py))),
             topic: Lazy::empty(),
             payload: Lazy::empty(),
             timestamp: Lazy::empty(),
@@ -216,37 +208,42 @@ impl PyEvent {
         })
     }
 
-    /// Returns a copy in which the given fields are replaced: event id, source, correlation id,
-    /// metadata. If it keeps the identity, its message is the first instead of this one's.
+    /// Returns a plain event in which the given fields are replaced: event id, source, correlation
+    /// id, metadata. If it keeps the identity, its message is the first instead of this one's.
     pub(crate) fn with(
-        &self,
-        py: Python<'_>,
+        slf: &Bound<'_, Self>,
         [event_id, source, correlation_id, metadata]: [Option<Bound<'_, PyAny>>; 4],
     ) -> PyResult<Self> {
-        let (uuid, is_first) = match &self.origin {
+        let py = slf.py();
+        let (uuid, is_first) = match &slf.get().origin {
             Origin::Made { uuid, is_first, .. } if event_id.is_none() => {
                 (*uuid, is_first.swap(false, Ordering::Relaxed))
             }
             _ => ([0; 16], false),
         };
-        let or = |given: Option<Bound<'_, PyAny>>, own: PyResult<Py<PyAny>>| -> PyResult<Lazy> {
-            let value = match given {
-                Some(value) => value,
-                None => own?.into_bound(py),
-            };
-            Ok(Lazy::filled(Some(value)))
-        };
+        let [kind, topic, payload, timestamp, own_id, own_source, own_correlation, own_metadata] =
+            Self::fields(slf)?.map(|value| value.into_bound(py));
+        let filled = |value| Lazy::filled(Some(value));
         Ok(Self {
-            kind: self.kind.clone_ref(py),
-            topic: or(None, self.topic(py))?,
-            payload: or(None, self.payload(py))?,
-            timestamp: or(None, self.timestamp(py))?,
-            event_id: or(event_id, self.event_id(py))?,
-            source: or(source, self.source(py))?,
-            correlation_id: or(correlation_id, self.correlation_id(py))?,
-            metadata: or(metadata, self.metadata(py))?,
+            kind: filled(kind),
+            topic: filled(topic),
+            payload: filled(payload),
+            timestamp: filled(timestamp),
+            event_id: filled(event_id.unwrap_or(own_id)),
+            source: filled(source.unwrap_or(own_source)),
+            correlation_id: filled(correlation_id.unwrap_or(own_correlation)),
+            metadata: filled(metadata.unwrap_or(own_metadata)),
             origin: Origin::Made { micros: 0, uuid, is_first: AtomicBool::new(is_first) },
         })
+    }
+
+    /// Returns the event itself, or a plain one of an event of a subclass: that may keep its fields
+    /// elsewhere.
+    pub(crate) fn plain<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, Self>> {
+        if is_plain(slf) {
+            return Ok(slf.clone());
+        }
+        Bound::new(slf.py(), Self::with(slf, [const { None }; 4])?)
     }
 
     /// Returns the id of the next message that carries the event, whose key is given.
@@ -270,6 +267,7 @@ impl PyEvent {
         &self,
         py: Python<'_>,
         limits: &Limits,
+        wire: Wire,
         published_on: &Arc<str>,
     ) -> PyResult<Event> {
         if let Origin::Received(event, _) = &self.origin
@@ -279,11 +277,11 @@ impl PyEvent {
             return Ok(Event::clone(event));
         }
         let payload = match self.payload.get(py) {
-            Some(payload) => convert::encode_value(&payload, limits, "$.payload")?,
+            Some(payload) => convert::encode_value(&payload, limits, wire, "$.payload")?,
             None => convert::empty_map(),
         };
         let metadata = match self.metadata.get(py) {
-            Some(metadata) => convert::encode_value(&metadata, limits, "$.metadata")?,
+            Some(metadata) => convert::encode_value(&metadata, limits, wire, "$.metadata")?,
             None => bytes::Bytes::new(),
         };
         let (payload, metadata) = match &self.origin {
@@ -307,7 +305,7 @@ impl PyEvent {
             },
             Some(value) => match time::wall_time(&value)? {
                 Some(time) => Timestamp::Time(time),
-                None => Timestamp::Other(field(&value, limits, "$.timestamp")?),
+                None => Timestamp::Other(field(&value, limits, wire, "$.timestamp")?),
             },
         };
         let event_id = match self.event_id.get(py) {
@@ -315,10 +313,10 @@ impl PyEvent {
                 Origin::Made { uuid, .. } => EventId::Uuid(*uuid),
                 Origin::Received(event, _) => event.event_id.clone(),
             },
-            Some(value) => event_id_of(&value, limits)?,
+            Some(value) => event_id_of(&value, limits, wire)?,
         };
         Ok(Event {
-            kind: kind_of(py, self.kind.bind(py))?,
+            kind: kind_of(py, self.r#type(py)?.bind(py))?,
             topic: match topic.to_str().map_err(|_| lone_surrogate("$.topic"))? {
                 same if *same == **published_on => Arc::clone(published_on),
                 other => other.into(),
@@ -326,12 +324,20 @@ impl PyEvent {
             payload,
             timestamp,
             event_id,
-            source: self.field_of(py, &self.source, |event| &event.source, limits, "$.source")?,
+            source: self.field_of(
+                py,
+                &self.source,
+                |event| &event.source,
+                limits,
+                wire,
+                "$.source",
+            )?,
             correlation_id: self.field_of(
                 py,
                 &self.correlation_id,
                 |event| &event.correlation_id,
                 limits,
+                wire,
                 "$.correlation_id",
             )?,
             metadata,
@@ -344,10 +350,11 @@ impl PyEvent {
         cell: &Lazy,
         of: fn(&Event) -> &Field,
         limits: &Limits,
+        wire: Wire,
         path: &str,
     ) -> PyResult<Field> {
         match (cell.get(py), &self.origin) {
-            (Some(value), _) => field(&value, limits, path),
+            (Some(value), _) => field(&value, limits, wire, path),
             (None, Origin::Received(event, _)) => Ok(of(event).clone()),
             (None, Origin::Made { .. }) => Ok(Field::Null),
         }
@@ -361,8 +368,9 @@ impl PyEvent {
         Ok(value.unbind())
     }
 
-    fn cells(&self) -> [&Lazy; 7] {
+    fn cells(&self) -> [&Lazy; 8] {
         [
+            &self.kind,
             &self.topic,
             &self.payload,
             &self.timestamp,
@@ -374,25 +382,127 @@ impl PyEvent {
     }
 
     /// Returns the eight fields in the order of the contract.
-    fn fields(&self, py: Python<'_>) -> PyResult<[Py<PyAny>; 8]> {
-        Ok([
-            self.kind.clone_ref(py),
-            self.topic(py)?,
-            self.payload(py)?,
-            self.timestamp(py)?,
-            self.event_id(py)?,
-            self.source(py)?,
-            self.correlation_id(py)?,
-            self.metadata(py)?,
-        ])
+    fn fields(slf: &Bound<'_, Self>) -> PyResult<[Py<PyAny>; 8]> {
+        let (py, event) = (slf.py(), slf.get());
+        if is_plain(slf) {
+            return Ok([
+                event.r#type(py)?,
+                event.topic(py)?,
+                event.payload(py)?,
+                event.timestamp(py)?,
+                event.event_id(py)?,
+                event.source(py)?,
+                event.correlation_id(py)?,
+                event.metadata(py)?,
+            ]);
+        }
+        let mut fields = [const { None }; 8];
+        for (field, name) in fields.iter_mut().zip(NAMES) {
+            *field = Some(slf.getattr(name)?.unbind());
+        }
+        Ok(fields.map(|field| field.unwrap_or_else(|| py.None())))
     }
+
+    /// Begins an event of a subclass.
+    fn unfilled() -> Self {
+        let micros = SystemClock.now();
+        Self {
+            kind: Lazy::empty(),
+            topic: Lazy::empty(),
+            payload: Lazy::empty(),
+            timestamp: Lazy::empty(),
+            event_id: Lazy::empty(),
+            source: Lazy::empty(),
+            correlation_id: Lazy::empty(),
+            metadata: Lazy::empty(),
+            origin: Origin::Made {
+                micros,
+                uuid: time_uuid(micros),
+                is_first: AtomicBool::new(true),
+            },
+        }
+    }
+
+    /// Makes an event of the same class with these fields; `own` is what a subclass keeps besides.
+    fn again<'py>(
+        slf: &Bound<'py, Self>,
+        fields: [Py<PyAny>; 8],
+        own: Bound<'py, PyAny>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let py = slf.py();
+        let fields = PyTuple::new(py, fields)?;
+        if is_plain(slf) {
+            return slf.get_type().call1(fields);
+        }
+        let again = py.import("eventbus.types")?.getattr("made_again")?;
+        again.call1((slf.get_type(), fields, own))
+    }
+
+    /// Fills a cell of an event that is being made; a second value is refused.
+    fn fill(slf: &Bound<'_, Self>, index: usize, value: Bound<'_, PyAny>) -> PyResult<()> {
+        let cell = slf.get().cells()[index];
+        if is_plain(slf) || !cell.fill(value) {
+            return Err(frozen(slf.py(), "assign to", NAMES[index])?);
+        }
+        Ok(())
+    }
+}
+
+/// The fields in the order of the contract.
+const NAMES: [&str; 8] =
+    ["type", "topic", "payload", "timestamp", "event_id", "source", "correlation_id", "metadata"];
+
+/// Whether this is an event of the class itself, whose fields stand in its cells.
+#[inline]
+fn is_plain(event: &Bound<'_, PyEvent>) -> bool {
+    event.cast_exact::<PyEvent>().is_ok()
+}
+
+/// Returns what an event of a subclass keeps besides its fields: a dict.
+fn kept<'py>(event: &Bound<'py, PyEvent>) -> PyResult<Bound<'py, PyAny>> {
+    let py = event.py();
+    if is_plain(event) {
+        return Ok(py.None().into_bound(py));
+    }
+    py.import("eventbus.types")?.getattr("kept")?.call1((event,))
+}
+
+/// Returns which argument fills which field.
+///
+/// # Errors
+/// `TypeError` as for any function: too many, unknown, twice, or missing.
+fn arguments<'py>(
+    args: &Bound<'py, PyTuple>,
+    kwargs: Option<&Bound<'py, PyDict>>,
+) -> PyResult<[Option<Bound<'py, PyAny>>; 8]> {
+    let wrong = |what: String| PyTypeError::new_err(format!("Event() {what}"));
+    let mut fields = [const { None }; 8];
+    if args.len() > fields.len() {
+        return Err(wrong(format!("takes 8 arguments but {} were given", args.len())));
+    }
+    for (field, value) in fields.iter_mut().zip(args.iter()) {
+        *field = Some(value);
+    }
+    for (name, value) in kwargs.into_iter().flat_map(|kwargs| kwargs.iter()) {
+        let name = name.extract::<String>()?;
+        let Some(index) = NAMES.iter().position(|known| *known == name) else {
+            return Err(wrong(format!("got an unexpected keyword argument '{name}'")));
+        };
+        if fields[index].replace(value).is_some() {
+            return Err(wrong(format!("got multiple values for argument '{name}'")));
+        }
+    }
+    if fields[0].is_none() || fields[1].is_none() {
+        return Err(wrong("needs at least 'type' and 'topic'".into()));
+    }
+    Ok(fields)
 }
 
 fn lone_surrogate(path: &str) -> Error {
     Error::Encode { path: path.into(), reason: "lone surrogates cannot stand here".into() }
 }
 
-fn field(value: &Bound<'_, PyAny>, limits: &Limits, path: &str) -> PyResult<Field> {
+fn field(value: &Bound<'_, PyAny>, limits: &Limits, wire: Wire, path: &str) -> PyResult<Field> {
     if value.is_none() {
         return Ok(Field::Null);
     }
@@ -401,7 +511,7 @@ fn field(value: &Bound<'_, PyAny>, limits: &Limits, path: &str) -> PyResult<Fiel
     {
         return Ok(Field::Text(text.into()));
     }
-    Ok(Field::Value(convert::encode_value(value, limits, path)?))
+    Ok(Field::Value(convert::encode_value(value, limits, wire, path)?))
 }
 
 fn field_to_py<'py>(
@@ -416,7 +526,11 @@ fn field_to_py<'py>(
     }
 }
 
-pub(crate) fn event_id_of(value: &Bound<'_, PyAny>, limits: &Limits) -> PyResult<EventId> {
+pub(crate) fn event_id_of(
+    value: &Bound<'_, PyAny>,
+    limits: &Limits,
+    wire: Wire,
+) -> PyResult<EventId> {
     if let Ok(text) = value.cast_exact::<PyString>()
         && let Ok(text) = text.to_str()
         && let Ok(uuid) = uuid::Uuid::try_parse(text)
@@ -427,36 +541,51 @@ pub(crate) fn event_id_of(value: &Bound<'_, PyAny>, limits: &Limits) -> PyResult
             return Ok(EventId::Uuid(*uuid.as_bytes()));
         }
     }
-    Ok(EventId::Other(field(value, limits, "$.event_id")?))
+    Ok(EventId::Other(field(value, limits, wire, "$.event_id")?))
 }
 
 #[pymethods]
 impl PyEvent {
     #[new]
-    #[pyo3(signature = (
-        r#type, topic, payload=Arg(None), timestamp=Arg(None), event_id=Arg(None),
-        source=Arg(None), correlation_id=Arg(None), metadata=Arg(None)
-    ))]
-    #[allow(clippy::too_many_arguments)]
+    #[classmethod]
+    #[pyo3(signature = (*args, **kwargs))]
     fn new<'py>(
-        py: Python<'py>,
-        r#type: Bound<'py, PyAny>,
-        topic: Bound<'py, PyAny>,
-        payload: Arg<'py>,
-        timestamp: Arg<'py>,
-        event_id: Arg<'py>,
-        source: Arg<'py>,
-        correlation_id: Arg<'py>,
-        metadata: Arg<'py>,
-    ) -> Self {
-        let _ = py;
-        let given = [payload.0, timestamp.0, event_id.0, source.0, correlation_id.0, metadata.0];
-        Self::made(r#type, topic, given)
+        class: &Bound<'py, PyType>,
+        args: &Bound<'py, PyTuple>,
+        kwargs: Option<&Bound<'py, PyDict>>,
+    ) -> PyResult<Self> {
+        if !class.is(class.py().get_type::<Self>()) {
+            // `__init__` fills it: that of a subclass may take other arguments.
+            return Ok(Self::unfilled());
+        }
+        let [kind, topic, given @ ..] = arguments(args, kwargs)?;
+        let missing = || class.py().None().into_bound(class.py());
+        Ok(Self::made(kind.unwrap_or_else(missing), topic.unwrap_or_else(missing), given))
+    }
+
+    /// Fills an event of a subclass; one of the class itself is complete.
+    #[pyo3(signature = (*args, **kwargs))]
+    fn _fill<'py>(
+        slf: &Bound<'py, Self>,
+        args: &Bound<'py, PyTuple>,
+        kwargs: Option<&Bound<'py, PyDict>>,
+    ) -> PyResult<()> {
+        if is_plain(slf) {
+            return Ok(());
+        }
+        for (index, value) in arguments(args, kwargs)?.into_iter().enumerate() {
+            if let Some(value) = value {
+                Self::fill(slf, index, value)?;
+            }
+        }
+        Ok(())
     }
 
     #[getter]
-    fn r#type(&self, py: Python<'_>) -> Py<PyAny> {
-        self.kind.clone_ref(py)
+    fn r#type(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
+        let unfilled =
+            || Err(PyAttributeError::new_err("the event has no type: call super().__init__()"));
+        Ok(self.kind.get_or_make(py, unfilled)?.unbind())
     }
 
     #[getter]
@@ -535,25 +664,71 @@ impl PyEvent {
         Ok(metadata.unbind())
     }
 
+    #[setter]
+    fn set_type(slf: &Bound<'_, Self>, value: Bound<'_, PyAny>) -> PyResult<()> {
+        Self::fill(slf, 0, value)
+    }
+
+    #[setter]
+    fn set_topic(slf: &Bound<'_, Self>, value: Bound<'_, PyAny>) -> PyResult<()> {
+        Self::fill(slf, 1, value)
+    }
+
+    #[setter]
+    fn set_payload(slf: &Bound<'_, Self>, value: Bound<'_, PyAny>) -> PyResult<()> {
+        Self::fill(slf, 2, value)
+    }
+
+    #[setter]
+    fn set_timestamp(slf: &Bound<'_, Self>, value: Bound<'_, PyAny>) -> PyResult<()> {
+        Self::fill(slf, 3, value)
+    }
+
+    #[setter]
+    fn set_event_id(slf: &Bound<'_, Self>, value: Bound<'_, PyAny>) -> PyResult<()> {
+        Self::fill(slf, 4, value)
+    }
+
+    #[setter]
+    fn set_source(slf: &Bound<'_, Self>, value: Bound<'_, PyAny>) -> PyResult<()> {
+        Self::fill(slf, 5, value)
+    }
+
+    #[setter]
+    fn set_correlation_id(slf: &Bound<'_, Self>, value: Bound<'_, PyAny>) -> PyResult<()> {
+        Self::fill(slf, 6, value)
+    }
+
+    #[setter]
+    fn set_metadata(slf: &Bound<'_, Self>, value: Bound<'_, PyAny>) -> PyResult<()> {
+        Self::fill(slf, 7, value)
+    }
+
     /// Returns a new dict of the eight fields; `type` is its value, `timestamp` its ISO text.
-    fn to_dict<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+    fn to_dict<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyDict>> {
+        let py = slf.py();
+        let [kind, topic, payload, timestamp, event_id, source, correlation_id, metadata] =
+            Self::fields(slf)?;
         let dict = PyDict::new(py);
-        dict.set_item(intern!(py, "type"), self.kind.getattr(py, intern!(py, "value"))?)?;
-        dict.set_item(intern!(py, "topic"), self.topic(py)?)?;
-        dict.set_item(intern!(py, "payload"), self.payload(py)?)?;
-        let timestamp = self.timestamp(py)?.call_method0(py, intern!(py, "isoformat"))?;
+        dict.set_item(intern!(py, "type"), kind.getattr(py, intern!(py, "value"))?)?;
+        dict.set_item(intern!(py, "topic"), topic)?;
+        dict.set_item(intern!(py, "payload"), payload)?;
+        let timestamp = timestamp.call_method0(py, intern!(py, "isoformat"))?;
         dict.set_item(intern!(py, "timestamp"), timestamp)?;
-        dict.set_item(intern!(py, "event_id"), self.event_id(py)?)?;
-        dict.set_item(intern!(py, "source"), self.source(py)?)?;
-        dict.set_item(intern!(py, "correlation_id"), self.correlation_id(py)?)?;
-        dict.set_item(intern!(py, "metadata"), self.metadata(py)?)?;
+        dict.set_item(intern!(py, "event_id"), event_id)?;
+        dict.set_item(intern!(py, "source"), source)?;
+        dict.set_item(intern!(py, "correlation_id"), correlation_id)?;
+        dict.set_item(intern!(py, "metadata"), metadata)?;
         Ok(dict)
     }
 
     /// Builds an event from a mapping; only `type` and `topic` are required, unknown keys are
     /// ignored (contract D10).
     #[classmethod]
-    fn from_dict<'py>(class: &Bound<'py, PyType>, data: &Bound<'py, PyAny>) -> PyResult<Self> {
+    fn from_dict<'py>(
+        class: &Bound<'py, PyType>,
+        data: &Bound<'py, PyAny>,
+    ) -> PyResult<Bound<'py, PyAny>> {
         let py = class.py();
         let data = data.cast::<PyMapping>().map_err(|_| {
             PyTypeError::new_err(format!(
@@ -578,58 +753,62 @@ impl PyEvent {
             Some(text) if text.is_instance_of::<PyString>() => Some(time::from_iso(&text)?),
             other => other,
         };
-        Ok(Self::new(
-            py,
-            kind,
-            topic,
-            Arg(get(intern!(py, "payload"))?),
-            Arg(timestamp),
-            Arg(get(intern!(py, "event_id"))?),
-            Arg(get(intern!(py, "source"))?),
-            Arg(get(intern!(py, "correlation_id"))?),
-            Arg(get(intern!(py, "metadata"))?),
-        ))
+        let given = [
+            get(intern!(py, "payload"))?,
+            timestamp,
+            get(intern!(py, "event_id"))?,
+            get(intern!(py, "source"))?,
+            get(intern!(py, "correlation_id"))?,
+            get(intern!(py, "metadata"))?,
+        ];
+        if class.is(py.get_type::<Self>()) {
+            return Ok(Bound::new(py, Self::made(kind, topic, given))?.into_any());
+        }
+        let fields = PyDict::new(py);
+        for (name, value) in NAMES.iter().zip([Some(kind), Some(topic)].into_iter().chain(given)) {
+            if let Some(value) = value {
+                fields.set_item(name, value)?;
+            }
+        }
+        class.call((), Some(&fields))
     }
 
     /// Returns a copy with another correlation id; everything else is the same object.
-    fn with_correlation(&self, py: Python<'_>, correlation_id: Bound<'_, PyAny>) -> PyResult<Self> {
-        self.with(py, [None, None, Some(correlation_id), None])
+    fn with_correlation(slf: &Bound<'_, Self>, correlation_id: Bound<'_, PyAny>) -> PyResult<Self> {
+        Self::with(slf, [None, None, Some(correlation_id), None])
     }
 
     fn __richcmp__(
-        &self,
-        py: Python<'_>,
+        slf: &Bound<'_, Self>,
         other: &Bound<'_, PyAny>,
         op: CompareOp,
     ) -> PyResult<Py<PyAny>> {
-        let same = match (op, other.cast_exact::<Self>()) {
-            (CompareOp::Eq | CompareOp::Ne, Ok(other)) => {
-                let (own, others) = (self.fields(py)?, other.get().fields(py)?);
-                let own = PyTuple::new(py, own)?;
-                own.eq(PyTuple::new(py, others)?)?
-            }
-            _ => return Ok(py.NotImplemented()),
+        let py = slf.py();
+        if !matches!(op, CompareOp::Eq | CompareOp::Ne) {
+            return Ok(py.NotImplemented());
+        }
+        let other = match other.cast::<Self>() {
+            Ok(other) if other.get_type().is(slf.get_type()) => other.clone(),
+            Ok(_) => return Ok(py.NotImplemented()),
+            Err(_) => match adopted(other)? {
+                Some(other) if is_plain(slf) => other,
+                _ => return Ok(py.NotImplemented()),
+            },
         };
+        let own = PyTuple::new(py, Self::fields(slf)?)?;
+        let same = own.eq(PyTuple::new(py, Self::fields(&other)?)?)?;
         let answer = if matches!(op, CompareOp::Eq) { same } else { !same };
         Ok(answer.into_pyobject(py)?.to_owned().into_any().unbind())
     }
 
-    fn __repr__(&self, py: Python<'_>) -> PyResult<String> {
-        const NAMES: [&str; 8] = [
-            "type",
-            "topic",
-            "payload",
-            "timestamp",
-            "event_id",
-            "source",
-            "correlation_id",
-            "metadata",
-        ];
-        let mut text = String::from("Event(");
-        for (index, (name, value)) in NAMES.iter().zip(self.fields(py)?).enumerate() {
-            if index > 0 {
-                text.push_str(", ");
-            }
+    fn __repr__(slf: &Bound<'_, Self>) -> PyResult<String> {
+        let py = slf.py();
+        let mut text = match is_plain(slf) {
+            true => String::from("Event"),
+            false => slf.get_type().qualname()?.to_string(),
+        };
+        for (index, (name, value)) in NAMES.iter().zip(Self::fields(slf)?).enumerate() {
+            text.push_str(if index == 0 { "(" } else { ", " });
             text.push_str(name);
             text.push('=');
             text.push_str(value.bind(py).repr()?.to_str()?);
@@ -638,17 +817,8 @@ impl PyEvent {
         Ok(text)
     }
 
-    fn __setattr__(&self, py: Python<'_>, name: &str, _value: &Bound<'_, PyAny>) -> PyResult<()> {
-        Err(frozen(py, "assign to", name)?)
-    }
-
-    fn __delattr__(&self, py: Python<'_>, name: &str) -> PyResult<()> {
-        Err(frozen(py, "delete", name)?)
-    }
-
-    /// Shows what a cycle may lead through; type and topic are plain values in practice.
+    /// Shows what a cycle may lead through.
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
-        visit.call(Some(&self.kind))?;
         self.cells().iter().try_for_each(|cell| cell.traverse(&visit))
     }
 
@@ -656,30 +826,56 @@ impl PyEvent {
         self.cells().iter().for_each(|cell| cell.clear());
     }
 
-    fn __copy__(slf: Bound<'_, Self>) -> PyResult<Self> {
-        slf.get().with(slf.py(), [None, None, None, None])
+    fn __copy__<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
+        if is_plain(slf) {
+            let copy = Self::with(slf, [const { None }; 4])?;
+            return Ok(Bound::new(slf.py(), copy)?.into_any());
+        }
+        Self::again(slf, Self::fields(slf)?, kept(slf)?)
     }
 
     fn __deepcopy__<'py>(
-        slf: Bound<'py, Self>,
+        slf: &Bound<'py, Self>,
         memo: &Bound<'py, PyAny>,
     ) -> PyResult<Bound<'py, PyAny>> {
         let py = slf.py();
         let deepcopy = py.import("copy")?.getattr("deepcopy")?;
-        let values = slf.get().fields(py)?;
-        let copied = values
-            .into_iter()
-            .map(|value| deepcopy.call1((value, memo)))
-            .collect::<PyResult<Vec<_>>>()?;
-        slf.get_type().call1(PyTuple::new(py, copied)?)
+        let mut copied = Self::fields(slf)?;
+        for value in &mut copied {
+            *value = deepcopy.call1((&*value, memo))?.unbind();
+        }
+        let own = deepcopy.call1((kept(slf)?, memo))?;
+        Self::again(slf, copied, own)
     }
 
-    fn __reduce__<'py>(
-        slf: Bound<'py, Self>,
-    ) -> PyResult<(Bound<'py, PyType>, Bound<'py, PyTuple>)> {
-        let fields = PyTuple::new(slf.py(), slf.get().fields(slf.py())?)?;
-        Ok((slf.get_type(), fields))
+    fn __reduce__<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyTuple>> {
+        let py = slf.py();
+        let fields = PyTuple::new(py, Self::fields(slf)?)?;
+        if is_plain(slf) {
+            return (slf.get_type(), fields).into_pyobject(py);
+        }
+        let again = py.import("eventbus.types")?.getattr("made_again")?;
+        (again, (slf.get_type(), fields, kept(slf)?)).into_pyobject(py)
     }
+}
+
+/// Returns the event that an event of the original DataKnobs package stands for.
+pub(crate) fn adopted<'py>(other: &Bound<'py, PyAny>) -> PyResult<Option<Bound<'py, PyEvent>>> {
+    static ADOPT: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+    let py = other.py();
+    let known = other.is_exact_instance_of::<PyDict>()
+        || other.is_exact_instance_of::<PyString>()
+        || other.is_exact_instance_of::<PyInt>()
+        || other.is_exact_instance_of::<PyList>()
+        || other.is_none();
+    if known {
+        return Ok(None);
+    }
+    let adopt = ADOPT.get_or_try_init(py, || {
+        py.import("eventbus.originals")?.getattr("adopt").map(Bound::unbind)
+    })?;
+    let event = adopt.bind(py).call1((other,))?;
+    Ok(event.cast_into::<PyEvent>().ok())
 }
 
 fn frozen(py: Python<'_>, what: &str, name: &str) -> PyResult<PyErr> {

@@ -38,6 +38,13 @@ impl Lazy {
         }
     }
 
+    /// Stores a value when there is none; whether the cell now has this very one.
+    pub(crate) fn fill(&self, value: Bound<'_, PyAny>) -> bool {
+        let (py, wanted) = (value.py(), value.as_ptr());
+        // Fails only when another thread makes it at this moment; then that one stays.
+        self.get_or_make(py, || Ok(value)).is_ok_and(|stored| stored.as_ptr() == wanted)
+    }
+
     /// Returns the value, making it when it is not there. When two threads make it at once, both
     /// get the one that was stored first.
     #[inline]

@@ -14,7 +14,7 @@ use crate::backend::{
     DeadLetter, Due, EventKey, Message, MessageId, MessageInfo, Op, Overflow, Record, Since,
 };
 use crate::bus::{ConsumeOptions, fresh_defaults};
-use crate::codec::{self, Limits};
+use crate::codec::{self, Limits, Wire};
 use crate::error::{Error, Result};
 use crate::event::{EventId, Field, WallTime};
 use crate::retry::RetryPolicy;
@@ -271,7 +271,7 @@ pub(crate) fn event_key(value: &Bound<'_, PyAny>, limits: &Limits) -> PyResult<E
     if id.is_none() || id.eq("").unwrap_or(false) {
         return Err(refused(id.repr()?.to_string()).into());
     }
-    Ok(event_id_of(&id, limits)?.key())
+    Ok(event_id_of(&id, limits, Wire::Native)?.key())
 }
 
 /// Builds the message of a publish.

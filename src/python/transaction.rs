@@ -12,6 +12,7 @@ use super::convert;
 use super::options::{self, RawOptions};
 use super::publish::{Prepared, Publish, report};
 use crate::backend::{Op, Outcome, Transaction};
+use crate::codec::Wire;
 use crate::error::Error;
 
 /// Steps that are committed together or not at all.
@@ -100,7 +101,7 @@ impl CoreTransaction {
     ) -> PyResult<()> {
         options::record_key(key)?;
         let limits = *self.bus.bind(py).get().shared().bus.limits();
-        let value = convert::encode_value(value, &limits, "$")?;
+        let value = convert::encode_value(value, &limits, Wire::Native, "$")?;
         let ttl = ttl.map(|ttl| options::seconds("ttl", &ttl)).transpose()?;
         let key: Arc<str> = key.into();
         self.with(|prepared| {

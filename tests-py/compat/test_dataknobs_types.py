@@ -110,10 +110,6 @@ def test_d01_package_offers_the_same_objects(name: str) -> None:
         ("redis", ["RedisEventBus"]),
         ("postgres", ["PostgresEventBus"]),
         ("registry", ["event_bus_backends", "EventBusFactory"]),
-        (
-            "exceptions",
-            ["DataknobsError", "OperationError", "ConfigurationError", "NotFoundError"],
-        ),
     ],
 )
 def test_d01_submodules_offer_the_same_objects(submodule: str, names: list[str]) -> None:
@@ -121,6 +117,15 @@ def test_d01_submodules_offer_the_same_objects(submodule: str, names: list[str])
     assert sorted(module.__all__) == sorted(names)
     for name in names:
         assert getattr(module, name) is getattr(eventbus, name)
+
+
+@pytest.mark.parametrize(
+    "name", ["DataknobsError", "OperationError", "ConfigurationError", "NotFoundError"]
+)
+def test_d01_exceptions_are_the_same_objects(name: str) -> None:
+    module = importlib.import_module("eventbus.compat.dataknobs.exceptions")
+    assert getattr(module, name) is getattr(eventbus, name) is getattr(dataknobs, name)
+    assert name in module.__all__
 
 
 def test_d01_star_import_gives_exactly_the_contract_names() -> None:

@@ -13,20 +13,21 @@ use pyo3::types::{
 use rmp::encode as msgpack;
 
 use super::{fast, time};
-use crate::codec::Limits;
 use crate::codec::value::ext;
+use crate::codec::{Limits, Wire};
 use crate::error::Error;
 
 /// A scratch buffer that once held a huge value is not kept.
 const KEEP: usize = 1 << 20;
 
-/// Encodes one value; `path` names it in errors.
+/// Encodes one value for a wire; `path` names it in errors.
 pub(crate) fn encode_value(
     value: &Bound<'_, PyAny>,
     limits: &Limits,
+    wire: Wire,
     path: &str,
 ) -> PyResult<Bytes> {
-    with_scratch(value, limits, path, Bytes::copy_from_slice)
+    with_scratch(value, limits, wire, path, Bytes::copy_from_slice)
 }
 
 /// Encodes one value into a Python `bytes`, through a buffer that is used again.
@@ -34,13 +35,14 @@ pub(super) fn encode_to_python<'py>(
     value: &Bound<'py, PyAny>,
     limits: &Limits,
 ) -> PyResult<Bound<'py, PyBytes>> {
-    with_scratch(value, limits, "$", |encoded| PyBytes::new(value.py(), encoded))
+    with_scratch(value, limits, Wire::Native, "$", |encoded| PyBytes::new(value.py(), encoded))
 }
 
 /// Encodes into this thread's buffer and hands out the result.
 fn with_scratch<T>(
     value: &Bound<'_, PyAny>,
     limits: &Limits,
+    wire: Wire,
     path: &str,
     finish: impl FnOnce(&[u8]) -> T,
 ) -> PyResult<T> {
@@ -50,7 +52,7 @@ fn with_scratch<T>(
     // Taken out, as encoding may run Python code that encodes too.
     let mut out = BUFFER.take();
     out.clear();
-    let mut encoder = Encoder::new(out, limits);
+    let mut encoder = Encoder::new(out, limits, wire);
     // The last room() did not know the headers after it.
     encoder.value(value).and_then(|()| encoder.room(0)).map_err(|fail| fail.into_error(path))?;
     let finished = finish(&encoder.out);
@@ -101,6 +103,8 @@ impl<E: Into<PyErr>> From<E> for Fail {
 struct Encoder<'a> {
     out: Vec<u8>,
     limits: &'a Limits,
+    /// What the value is for: the JSON wire has the errors of `json.dumps` (contract D56).
+    wire: Wire,
     elements: usize,
     /// The containers around the current value, to tell a circle from mere depth.
     parents: Vec<*mut pyo3::ffi::PyObject>,
@@ -109,8 +113,8 @@ struct Encoder<'a> {
 }
 
 impl<'a> Encoder<'a> {
-    fn new(out: Vec<u8>, limits: &'a Limits) -> Self {
-        Self { out, limits, elements: 0, parents: Vec::new(), objects: Vec::new() }
+    fn new(out: Vec<u8>, limits: &'a Limits, wire: Wire) -> Self {
+        Self { out, limits, wire, elements: 0, parents: Vec::new(), objects: Vec::new() }
     }
 
     fn value(&mut self, value: &Bound<'_, PyAny>) -> Done {
@@ -205,6 +209,11 @@ impl<'a> Encoder<'a> {
     fn object(&mut self, value: &Bound<'_, PyAny>) -> Done {
         static PLAIN: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
         let py = value.py();
+        if self.wire == Wire::DataKnobs {
+            // Its receivers read what `json.dumps` writes, and nothing else.
+            let class = value.get_type().name()?;
+            return Err(Fail::reason(format!("Object of type {class} is not JSON serializable")));
+        }
         let plain = PLAIN.import(py, "eventbus.payloads", "plain")?.call1((value,))?;
         if plain.is(py.NotImplemented()) {
             let class = value.get_type().name()?;
@@ -389,6 +398,11 @@ impl<'a> Encoder<'a> {
 
     /// Writes a key that is not a plain str; any scalar will do.
     fn key(&mut self, key: &Bound<'_, PyAny>) -> Done {
+        if self.wire == Wire::DataKnobs && !is_json_key(key) {
+            let class = key_class(key)?;
+            let reason = format!("keys must be str, int, float, bool or None, not {class}");
+            return Err(Fail::reason(reason));
+        }
         if key.is_instance_of::<PyTuple>() || key.is_instance_of::<PyFrozenSet>() {
             let class = key.get_type().name()?;
             return Err(Fail::reason(format!("keys must be scalars, not {class}")));
@@ -440,6 +454,25 @@ impl<'a> Encoder<'a> {
         self.leave();
         Ok(())
     }
+}
+
+fn is_json_key(key: &Bound<'_, PyAny>) -> bool {
+    key.is_none()
+        || key.is_instance_of::<PyString>()
+        || key.is_instance_of::<PyInt>()
+        || key.is_instance_of::<PyFloat>()
+}
+
+/// Returns the name of a key's class as `json.dumps` says it: with the module where the class is
+/// written in C.
+fn key_class(key: &Bound<'_, PyAny>) -> PyResult<String> {
+    const HEAP_TYPE: u64 = 1 << 9;
+    let class = key.get_type();
+    let name = class.name()?.to_string();
+    let module = class.module()?.to_string();
+    let in_python =
+        class.getattr(intern!(key.py(), "__flags__"))?.extract::<u64>()? & HEAP_TYPE != 0;
+    Ok(if in_python || module == "builtins" { name } else { format!("{module}.{name}") })
 }
 
 fn part(key: &Bound<'_, PyAny>) -> String {

@@ -10,6 +10,12 @@ from eventbus.compat.dataknobs.config import (
     PostgresEventBusConfig,
     RedisEventBusConfig,
 )
+from eventbus.compat.dataknobs.exceptions import ConfigurationError as ConfigurationError
+from eventbus.compat.dataknobs.exceptions import DataknobsError as DataknobsError
+from eventbus.compat.dataknobs.exceptions import NotFoundError as NotFoundError
+from eventbus.compat.dataknobs.exceptions import OperationError as OperationError
+from eventbus.compat.dataknobs.install import install as install
+from eventbus.compat.dataknobs.install import uninstall as uninstall
 from eventbus.compat.dataknobs.memory import InMemoryEventBus
 from eventbus.compat.dataknobs.postgres import PostgresEventBus
 from eventbus.compat.dataknobs.redis import RedisEventBus
