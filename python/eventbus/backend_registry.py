@@ -12,8 +12,8 @@ from eventbus.errors import NotFoundError, OperationError, OperationValueError
 
 __all__ = ["BackendRegistry", "EventBusFactory"]
 
-EventBusFactory = Callable[..., EventBus]
-"""Makes a bus from a configuration mapping, and the keywords that ``create`` was given."""
+EventBusFactory = Callable[[Any], EventBus]
+"""Makes a bus from a configuration mapping; it may take the keywords of ``create`` besides."""
 
 _Factory = EventBusFactory | type[EventBus]
 

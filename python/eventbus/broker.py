@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, TypeVar
 
 from eventbus.backends import Plan, finished
 from eventbus.bus import INTAKE, Bus
-from eventbus.bus_config import Configured, warn_of_unknown
+from eventbus.bus_config import Configured, EventBusConfig, warn_of_unknown
 from eventbus.errors import BusClosedError, ConfigError, NotConnectedError
 from eventbus.options import Found, Kind
 
@@ -56,7 +56,10 @@ def made(plan: Plan, found: Found) -> dict[str, Any]:
     return finished(plan, found.values).keywords()
 
 
-class BrokerEventBus(Configured, Bus):
+_Config = TypeVar("_Config", bound=EventBusConfig)
+
+
+class BrokerEventBus(Configured[_Config], Bus):
     """A DataKnobs bus over a server."""
 
     _IS_DATAKNOBS = True

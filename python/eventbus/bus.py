@@ -1170,7 +1170,7 @@ class DeadLetters:
         return await self._bus._settle_dead(self._group, message_ids, False)
 
 
-class InMemoryEventBus(Configured, Bus):
+class InMemoryEventBus(Configured[MemoryEventBusConfig], Bus):
     """The DataKnobs in-memory bus: works unconnected, takes any topic, never waits at ``close``.
 
     Args as for ``Bus``; a mapping or a config object may come first (contract D15, D20).

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from types import MappingProxyType
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Generic, Self, TypeVar
 
 from eventbus.errors import ConfigError
 
@@ -66,7 +66,10 @@ class MemoryEventBusConfig(EventBusConfig):
     """Configuration of the in-memory bus; it has no required fields."""
 
 
-class Configured:
+_Config = TypeVar("_Config", bound=EventBusConfig)
+
+
+class Configured(Generic[_Config]):
     """A bus that is made from a mapping or a configuration object (contract D20).
 
     Attributes:
@@ -77,7 +80,7 @@ class Configured:
     _components: Mapping[str, Any] = MappingProxyType({})
 
     @classmethod
-    def from_config(cls, config: Mapping[str, Any] | EventBusConfig, **components: Any) -> Self:
+    def from_config(cls, config: Mapping[str, Any] | _Config, **components: Any) -> Self:
         """Make a bus.
 
         Args:
@@ -89,9 +92,10 @@ class Configured:
             TypeError: The config is something else.
         """
         caller = f"{cls.__name__}.from_config"
-        if config is None:
-            raise TypeError(wrong_config(caller, cls.CONFIG_CLS, config))
-        check_config(caller, cls.CONFIG_CLS, config)
+        given: object = config
+        if given is None:
+            raise TypeError(wrong_config(caller, cls.CONFIG_CLS, given))
+        check_config(caller, cls.CONFIG_CLS, given)
         make: Any = cls
         bus: Self = make(config=config)
         bus._components = MappingProxyType(components)
@@ -99,7 +103,7 @@ class Configured:
 
     @classmethod
     async def from_config_async(
-        cls, config: Mapping[str, Any] | EventBusConfig, **components: Any
+        cls, config: Mapping[str, Any] | _Config, **components: Any
     ) -> Self:
         """Make what ``from_config`` makes."""
         return cls.from_config(config, **components)

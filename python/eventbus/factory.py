@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping
-from typing import Any, Unpack
+from typing import Any, Unpack, cast
 
 from eventbus.backend_registry import BackendRegistry, EventBusFactory
 from eventbus.bus import Bus, EventBus, InMemoryEventBus
@@ -97,7 +97,7 @@ def _backend_of(caller: str, config: Any) -> tuple[str, Mapping[str, Any]]:
         raise TypeError(f"{caller}: `config` must be a Mapping, got {given}{remedy}.")
     if not config:
         log.warning("no event bus configuration: using a memory bus, which stays in this process")
-    given_config: Mapping[str, Any] = config if config is not None else {}
+    given_config = cast("Mapping[str, Any]", config if config is not None else {})
     backend = given_config.get("backend", "memory")
     if not (isinstance(backend, str) and event_bus_backends.is_registered(backend)):
         available = ", ".join(sorted(event_bus_backends.list_keys()))

@@ -115,7 +115,7 @@ class PostgresEventBusConfig(EventBusConfig):
         )
 
 
-class PostgresEventBus(BrokerEventBus):
+class PostgresEventBus(BrokerEventBus[PostgresEventBusConfig]):
     """The DataKnobs bus over Postgres: its JSON on the channels ``<channel_prefix>_<topic>``.
 
     Takes any topic and messages up to 16 MiB. Handlers are always queued.

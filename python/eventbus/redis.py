@@ -48,7 +48,7 @@ class RedisEventBusConfig(EventBusConfig):
         )
 
 
-class RedisEventBus(BrokerEventBus):
+class RedisEventBus(BrokerEventBus[RedisEventBusConfig]):
     """The DataKnobs bus over Redis: its JSON on the channels ``<channel_prefix>:<topic>``.
 
     Takes any topic and messages up to 16 MiB. Handlers are always queued.
