@@ -92,10 +92,8 @@ class Configured(Generic[_Config]):
             TypeError: The config is something else.
         """
         caller = f"{cls.__name__}.from_config"
-        given: object = config
-        if given is None:
-            raise TypeError(wrong_config(caller, cls.CONFIG_CLS, given))
-        check_config(caller, cls.CONFIG_CLS, given)
+        _refuse_none(caller, cls.CONFIG_CLS, config)
+        check_config(caller, cls.CONFIG_CLS, config)
         make: Any = cls
         bus: Self = make(config=config)
         bus._components = MappingProxyType(components)
@@ -118,6 +116,11 @@ def wrong_config(caller: str, wanted: type[EventBusConfig], config: object) -> s
     """Return the text for a config that is neither a mapping nor of the class (contract D56)."""
     given = type(config).__name__
     return f"{caller}: `config` must be {wanted.__name__} or Mapping, got {given}."
+
+
+def _refuse_none(caller: str, wanted: type[EventBusConfig], config: object) -> None:
+    if config is None:
+        raise TypeError(wrong_config(caller, wanted, config))
 
 
 def check_config(caller: str, wanted: type[EventBusConfig], config: Any) -> None:
