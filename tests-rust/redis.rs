@@ -4,6 +4,8 @@
 mod conformance;
 #[path = "redis/kept.rs"]
 mod kept;
+#[path = "redis/messages.rs"]
+mod messages_index;
 #[path = "support/redis_server.rs"]
 mod redis_server;
 
