@@ -301,8 +301,8 @@ pub struct GroupSpec {
     pub max_length: Option<u64>,
 }
 
-/// Most bytes of messages that one claim returns; the first message always comes. What servers and
-/// clients hold at a time stays bounded, whatever the number of slots.
+/// Most bytes of messages that one claim on Redis returns; the first message always comes. What its
+/// server holds for one client stays bounded, whatever the number of slots.
 pub const MAX_CLAIM_BYTES: usize = 1 << 20;
 
 /// Asks for deliveries.
@@ -312,7 +312,7 @@ pub struct ClaimRequest {
     pub group: Arc<str>,
     /// What the consumer handles: only these bindings' queues are served. Empty = all.
     pub bindings: Arc<[Binding]>,
-    /// Most deliveries to return; at least 1. Fewer come when they have more than
+    /// Most deliveries to return; at least 1. On Redis fewer come when they have more than
     /// [`MAX_CLAIM_BYTES`] together.
     pub max: usize,
     /// How long the claim holds without renewal.

@@ -113,7 +113,7 @@ async def test_a_message_that_no_answer_can_bring_waits_and_does_not_hold_up_the
     await bus.publish("work", {"n": -1, "text": "x" * 700_000}, priority=5)
     async with bus.deliveries("work", group="group", prefetch=1) as deliveries:
         head = await anext(deliveries)
-        large = head.message_id
+        large = head.event.event_id
         await head.release()
     for number in range(20):
         await bus.publish("work", {"n": number})
@@ -129,7 +129,7 @@ async def test_a_message_that_no_answer_can_bring_waits_and_does_not_hold_up_the
     # Once the operator has raised the limit, it is handled as if nothing had been.
     with server.client() as client:
         client.config_set("client-output-buffer-limit", "normal 0 0 0")
-    assert await bus.promote_message("group", large) == 1
+    assert await bus.promote_message(large, group="group") == 1
     assert await soon(lambda: -1 in handled.numbers, 10)
     assert set(handled.counted) == {(1, 0)}
     await drained(bus, "group", 10)
