@@ -444,13 +444,18 @@ class Engine(Generic[H]):
                 flight.unfinished = True
                 raise
             self._failed(side, handler, flight, cancelled)
-        except Exception as raised:  # noqa: BLE001 - reported; it concerns this handler only
-            error = raised
-            self._failed(side, handler, flight, raised)
-        except BaseException as ending:
+        except (SystemExit, KeyboardInterrupt) as ending:
             error = ending
             flight.unfinished = True
+            if flight.incoming is not None and self._in_hand.pop(flight.incoming, 0) is None:
+                self.transport.leave(flight.incoming, ending)
             raise
+        except GeneratorExit:
+            flight.unfinished = True
+            raise
+        except BaseException as raised:  # noqa: BLE001 - reported; it concerns this handler only
+            error = raised
+            self._failed(side, handler, flight, raised)
         finally:
             side.slots.release()
             if called:

@@ -23,6 +23,7 @@ from eventbus.errors import (
     InvalidArgumentError,
     LeaseLost,
 )
+from eventbus.outcomes import leave
 from eventbus.stream import Stream
 from eventbus.types import Event, Gap
 
@@ -148,6 +149,9 @@ class Transport(Protocol):
 
     async def push_back(self, unfinished: Sequence[Incoming]) -> None:
         """Give events back to their place, in their order; nothing is counted."""
+
+    def leave(self, incoming: Incoming, ending: SystemExit | KeyboardInterrupt) -> None:
+        """Give back an event whose handler ends the process; needs no loop."""
 
     async def unhandled(self, incoming: Incoming) -> None:
         """Take back an event that no handler here wants."""
@@ -467,6 +471,11 @@ class BusTransport:
                 await one.handle.release()
             except LeaseLost:
                 log.debug("pushed back too late name=%s", one.message.name)
+
+    def leave(self, incoming: Incoming, ending: SystemExit | KeyboardInterrupt) -> None:
+        """Count a crash for an exit, release it for an interrupt."""
+        delivery: Delivery = incoming.handle
+        leave(delivery._core, ending)
 
     async def unhandled(self, incoming: Incoming) -> None:
         """Release it: its name is no longer claimed here, another dispatcher may handle it."""

@@ -392,6 +392,9 @@ class ListTransport:
             await self.redis.script(scripts.PUSH_BACK, (self._inflight, QUEUE), args)
             self._forget(back)
 
+    def leave(self, incoming: Incoming, ending: SystemExit | KeyboardInterrupt) -> None:
+        """Do nothing: this wire counts no crashes, and hands on what a process had in hand."""
+
     async def unhandled(self, incoming: Incoming) -> None:
         """Hold it while handlers may still be registered; then hand it over, or drop it."""
         young = time.monotonic() < self._hold_until and len(self._held) < _MOST_HELD
