@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from contextvars import Context
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from eventbus._eventbus import Invoke
 from eventbus.errors import BatchError, BusClosedError, NotFoundError, Reject, Retry, is_outcome
@@ -169,8 +169,9 @@ def read_outcomes(result: object, count: int) -> list[BaseException | None]:
 
 
 def _listed(result: Any) -> list[object] | None:
-    speaks: bool = isinstance(result, list | tuple)
-    return list(result) if speaks else None
+    if isinstance(result, list | tuple):
+        return list(cast("list[object] | tuple[object, ...]", result))
+    return None
 
 
 def _outcome(index: int, item: object) -> BaseException | None:

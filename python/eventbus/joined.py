@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -86,7 +86,7 @@ class _BlockingPsycopg(_AnyPsycopg):
     """A connection of psycopg that blocks the event loop, as every call of it does."""
 
     @asynccontextmanager
-    async def block(self) -> AsyncIterator[None]:
+    async def block(self) -> AsyncGenerator[None]:
         with self._connection.transaction():
             yield
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
@@ -67,7 +67,7 @@ class SqlAlchemy:
         return self._block()
 
     @asynccontextmanager
-    async def _block(self) -> AsyncIterator[None]:
+    async def _block(self) -> AsyncGenerator[None]:
         own = self._own
         begin = own.begin_nested if own.in_transaction() else own.begin
         block = await self._call(begin)

@@ -20,14 +20,15 @@ class _Fields:
         self._made: dict[type, Any] = {}
 
     def __get__(self, instance: object, owner: type) -> Any:
+        name = owner.__name__
         attr: Any = sys.modules.get("attr")
         if attr is None:
             # Only attrs asks for this name: a program without it has no attribute.
-            raise AttributeError(f"{owner.__name__} has no attribute '__attrs_attrs__'")
+            raise AttributeError(f"{name} has no attribute '__attrs_attrs__'")
         if owner not in self._made:
             shown = dataclasses.fields(owner) if dataclasses.is_dataclass(owner) else ()
             specified = {field.name: _attribute(attr, field) for field in shown}
-            self._made[owner] = attr.fields(attr.make_class(owner.__name__, specified))
+            self._made[owner] = attr.fields(attr.make_class(name, specified))
         return self._made[owner]
 
 
