@@ -167,7 +167,9 @@ class Consumer:
         """Return the call with the limit on its time, in a thread if the options ask for one."""
         limit = self.options.timeout
         if self._threads is not None:
-            return self._threads.calling(call, limit, self.handler, self._describe)
+            return self._threads.calling(
+                call, limit, self.handler, self._describe, lambda: self._supervisor.is_over
+            )
         return call if limit is None else limited(call, limit, self.handler)
 
     def _describe(self, argument: CoreDelivery | Event | list[Event]) -> str:

@@ -102,11 +102,14 @@ class Threads:
         limit: float | None,
         handler: object,
         describe: Callable[[Any], str],
+        is_over: Callable[[], bool],
     ) -> Callable[[Any], Coroutine[Any, Any, Any]]:
         """Return a coroutine function that runs a plain one in a thread.
 
-        Context variables are copied. Cancelling the coroutine lets go of the thread at once;
-        nothing takes notice of what the function does afterwards.
+        Context variables are copied. Cancelling the coroutine lets go of the thread at once when
+        its consumer is over; nothing takes notice of what the function does afterwards. Else it is
+        cancelled as soon as the function has ended: until then the slot, the lease and the key are
+        in use.
 
         Args:
             call: What is called.
@@ -114,22 +117,29 @@ class Threads:
                 waited for all the same. ``None`` = no limit.
             handler: What messages name.
             describe: Says in a log line what an argument is.
+            is_over: Whether the consumer stops or its loop ends.
         """
 
         async def call_in_thread(argument: Any) -> Any:
             job = _Job(call, argument)
             self._submit(job)
-            try:
-                await _ended(job, limit, lambda: (handler_name(handler), describe(argument)))
-            except asyncio.CancelledError:
-                job.abandoned = True
-                if job.started_at is not None:
-                    log.warning(
-                        "cannot cancel a thread, its result will be dropped handler=%s %s",
-                        handler_name(handler),
-                        describe(argument),
-                    )
-                raise
+            cancelled: asyncio.CancelledError | None = None
+            while not job.ended.done():
+                try:
+                    await _ended(job, limit, lambda: (handler_name(handler), describe(argument)))
+                except asyncio.CancelledError as asked:
+                    job.abandoned = is_over()
+                    if job.started_at is not None and (job.abandoned or cancelled is None):
+                        log.warning(
+                            "cannot cancel a thread, its result will be dropped handler=%s %s",
+                            handler_name(handler),
+                            describe(argument),
+                        )
+                    if job.abandoned:
+                        raise
+                    cancelled = asked
+            if cancelled is not None:
+                raise cancelled
             error, job.error = job.error, None
             try:
                 late = limit is not None and job.seconds >= limit

@@ -286,6 +286,25 @@ async def test_stop_gives_back_what_a_thread_does_not_finish_in_time(
     await eventually(lambda: seen == [(1, 0)], timeout=WITHIN)
 
 
+async def test_a_cancel_from_outside_fails_the_attempt_when_its_thread_has_ended(
+    bus: Bus, topic: str, group: str
+) -> None:
+    gate = Gate()
+    consumer = await bus.consume(
+        topic, gate, group=group, run_in="thread", concurrency=2, retry=RetryPolicy(max_attempts=1)
+    )
+    await bus.publish(topic, 1)
+    await gate.inside()
+    for worker in list(consumer._workers):
+        worker.cancel("abort this job")
+    await asyncio.sleep(QUIET)
+    assert (await figures(bus, group))["in_flight"] == 1
+    gate.open.set()
+    await figures_become(bus, group, dead=1, in_flight=0, acked=0)
+    await bus.publish(topic, 2)
+    await figures_become(bus, group, dead=1, in_flight=0, acked=1)
+
+
 async def test_draining_is_bounded_beside_a_thread_that_never_ends(
     make_bus: MakeBus, topic: str, group: str
 ) -> None:
