@@ -6,6 +6,8 @@ mod conformance;
 mod kept;
 #[path = "support/redis_server.rs"]
 mod redis_server;
+#[path = "redis/servers.rs"]
+mod servers;
 
 use std::sync::Arc;
 use std::time::Duration;
