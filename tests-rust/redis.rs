@@ -8,6 +8,8 @@ mod kept;
 mod messages_index;
 #[path = "support/redis_server.rs"]
 mod redis_server;
+#[path = "redis/servers.rs"]
+mod servers;
 
 use std::sync::Arc;
 use std::time::Duration;
