@@ -212,7 +212,8 @@ async def _ended(job: _Job, limit: float | None, names: Callable[[], tuple[str, 
     """Wait until a call has ended; say once that it takes too long."""
     while not job.ended.done():
         if limit is None:
-            await job.ended
+            # Not awaited itself: a cancel would end the future, not the function.
+            await asyncio.wait([job.ended])
             return
         since = job.started_at
         left = limit if since is None else since + limit - time.monotonic()
