@@ -9,7 +9,7 @@ from typing import Any
 
 from eventbus.errors import BusClosedError
 
-__all__ = ["HandlerPlace", "calling_task", "is_own_cancellation", "report_failure"]
+__all__ = ["HandlerPlace", "calling_task", "is_own_cancellation", "is_running", "report_failure"]
 
 _place: contextvars.ContextVar[HandlerPlace] = contextvars.ContextVar("eventbus_handler_place")
 
@@ -56,6 +56,17 @@ def is_own_cancellation(error: BaseException) -> bool:
     """Whether a handler raised ``CancelledError`` although its task is not being cancelled."""
     task = asyncio.current_task()
     return isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling() == 0
+
+
+def is_running(task: asyncio.Task[Any] | None) -> bool:
+    """Whether this is called by the code of a task, not by the collector that closes its coroutine.
+
+    Tells a ``GeneratorExit`` that a handler raised from one that ends a dropped coroutine.
+    """
+    try:
+        return task is not None and asyncio.current_task() is task
+    except RuntimeError:
+        return False
 
 
 def report_failure(task: asyncio.Task[None]) -> None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Generic, TypeAlias
 
+from eventbus._asyncio import is_running
 from eventbus.dispatcher.handlers import H, HandlerSet, HandlerTable
 from eventbus.dispatcher.transport import Incoming, Message, Transport
 from eventbus.errors import BusClosedError, EventBusError, NotConnectedError
@@ -430,6 +431,7 @@ class Engine(Generic[H]):
         message = flight.message
         observed = self.options.observer is not None
         began = time.perf_counter() if observed else 0.0
+        own = asyncio.current_task()
         error: BaseException | None = None
         called = False
         try:
@@ -450,11 +452,12 @@ class Engine(Generic[H]):
             if flight.incoming is not None and self._in_hand.pop(flight.incoming, 0) is None:
                 self.transport.leave(flight.incoming, ending)
             raise
-        except GeneratorExit:
-            flight.unfinished = True
-            raise
-        except BaseException as raised:  # noqa: BLE001 - reported; it concerns this handler only
+        except BaseException as raised:
             error = raised
+            if isinstance(raised, GeneratorExit) and not is_running(own):
+                # Its task was dropped: nobody is there to hear of it.
+                flight.unfinished = True
+                raise
             self._failed(side, handler, flight, raised)
         finally:
             side.slots.release()
