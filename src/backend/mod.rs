@@ -798,9 +798,10 @@ pub trait Backend: Send + Sync + std::fmt::Debug {
     /// are not among them. The id of a message that is not the first finds it alone; see [`identity`].
     async fn message(&self, group: Option<&str>, event: EventKey) -> Result<Vec<MessageInfo>>;
 
-    /// Applies an action to what [`Backend::message`] lists and waits; returns how many changed. Promoting changes only what is delayed; what is active
-    /// is never changed. A copy is either changed or claimed, never both. Many copies are changed
-    /// in steps: a failure leaves those of earlier steps changed.
+    /// Applies an action to the copies that [`Backend::message`] lists and that still wait; returns
+    /// how many changed. Promoting changes only what is delayed; what is active is never changed. A
+    /// copy is either changed or claimed, never both. Many copies are changed in steps: a failure
+    /// leaves those of earlier steps changed.
     async fn act_on(
         &self,
         group: Option<&str>,
