@@ -102,6 +102,12 @@ impl DeadLetters {
         self.places.get(id).and_then(|place| self.by_age.get(place)).map_or(0, VecDeque::len)
     }
 
+    /// Returns the youngest letter of one message in one queue.
+    pub(super) fn last(&self, id: &MessageId, queue: u32) -> Option<&Letter> {
+        let letters = self.by_age.get(self.places.get(id)?)?;
+        letters.iter().rev().find(|letter| letter.queue == queue)
+    }
+
     /// Takes the letters of one message, and tells their place for `restore`.
     pub(super) fn take(&mut self, id: &MessageId) -> (u64, VecDeque<Letter>) {
         let Some(place) = self.places.remove(id) else { return (0, VecDeque::new()) };

@@ -14,7 +14,7 @@ use super::micros;
 use super::ready::Ready;
 use super::slab::Slab;
 use super::wait::{Waiters, Wakes};
-use crate::backend::{DeadLetter, EventKey, Message, MessageId, Token, identity};
+use crate::backend::{EventKey, Message, MessageId, Token, identity};
 use crate::config::MemoryConfig;
 use crate::topic::{Binding, RouteId};
 
@@ -105,8 +105,8 @@ pub(super) struct Group {
     /// Ends of the time to live of what waits.
     pub(super) ends: BTreeMap<(i64, u64), u32>,
     pub(super) dead: DeadLetters,
-    /// Dead letters that nobody has been told of; bounded.
-    pub(super) dead_news: VecDeque<DeadLetter>,
+    /// Message and queue of dead letters that nobody has been told of; bounded.
+    pub(super) dead_news: VecDeque<(MessageId, u32)>,
     pub(super) counts: Counts,
     pub(super) waiters: Waiters,
     /// Scratch of `claim`.

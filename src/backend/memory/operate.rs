@@ -99,10 +99,12 @@ impl Group {
         page.map(|letter| letter.show(&self.name)).collect()
     }
 
-    /// Takes the dead letters that nobody has been told of, at most 100.
+    /// Takes the dead letters that nobody has been told of, at most 100; those that are kept no more
+    /// are passed over.
     pub(super) fn take_dead_news(&mut self) -> Vec<DeadLetter> {
         let count = self.dead_news.len().min(100);
-        self.dead_news.drain(..count).collect()
+        let told = self.dead_news.drain(..count);
+        told.filter_map(|(id, queue)| Some(self.dead.last(&id, queue)?.show(&self.name))).collect()
     }
 
     /// Queues dead letters again. One whose binding is gone, or whose unique key is taken, stays.

@@ -45,7 +45,7 @@ impl Group {
             if self.dead_news.len() == MAX_NEWS {
                 self.dead_news.pop_front();
             }
-            self.dead_news.push_back(letter.show(&self.name));
+            self.dead_news.push_back((letter.message.id, letter.queue));
         }
         self.dead.push(letter);
         self.trim_dead(now);
