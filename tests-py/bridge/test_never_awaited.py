@@ -94,7 +94,9 @@ async def test_a_call_that_was_begun_or_closed_does_not_warn(bus: Bus, kind: str
         "plain": lambda: bus.publish(topic, 1),
         "options": lambda: bus.publish(topic, 1, key="key"),
         "many": lambda: bus.publish_many([(topic, 1)]),
-        "core": lambda: bus._message("group", "no id") if end == "failed" else bus._inspect(),
+        "core": lambda: (
+            bus._dead_letters("group", "no id", 1) if end == "failed" else bus._inspect()
+        ),
     }
     with warned() as caught:
         work = make[kind]()

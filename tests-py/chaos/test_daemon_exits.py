@@ -141,6 +141,11 @@ INSIDE = {
         await bus.publish("topic", 1)
         await asyncio.sleep(60)
     """,
+    "the handler of a consumer in a thread of its own": """
+        await bus.consume("topic", lambda event: stay(), run_in="thread")
+        await bus.publish("topic", 1)
+        await asyncio.sleep(60)
+    """,
     "a generator that publish_many iterates over": """
         def items():
             yield "topic", 1
