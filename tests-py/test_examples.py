@@ -44,7 +44,7 @@ subscriber: orders:shipped {'id': 7}
 shipped: {'id': 7}
 consumer: 12.50 to pay for order 7
 subscriber: orders:created {'id': 'seven'}
-dead letter: payload does not fit Order: missing 'total'; 'id' is str, not int
+dead letter: payload does not fit Order: Expected `int`, got `str` - at `$.id`
 """,
     "06_testing.py": """\
 passed: test_a_reminder_comes_after_a_day

@@ -34,6 +34,19 @@ def storable(text: object) -> str:
 def describe_error(error: BaseException) -> str:
     """Return type, message, traceback and causes as a storable text. Never raises."""
     try:
-        return storable("".join(traceback.format_exception(error)))
+        shown = traceback.TracebackException.from_exception(error)
+        _drop_columns(shown)
+        return storable("".join(shown.format()))
     except Exception as trouble:  # noqa: BLE001 - whatever the exception of a user does
         return f"{type(error).__name__} (cannot be shown: {type(trouble).__name__})"
+
+
+def _drop_columns(shown: traceback.TracebackException) -> None:
+    """Leave the marks under the lines out: for each, CPython parses the line, and 3.11 leaks."""
+    waiting: list[traceback.TracebackException | None] = [shown]
+    while waiting:
+        one = waiting.pop()
+        if one is not None:
+            for frame in one.stack:
+                frame.colno = frame.end_colno = None
+            waiting += [one.__cause__, one.__context__, *(one.exceptions or ())]

@@ -115,7 +115,7 @@ warnings.simplefilter("default")
 def handle(event):
     if os.fork() == 0:
         return  # the child's thread ends, and with it the child
-    print("parent", flush=True)
+    os.write(1, b"parent\\n")
 
 async def main():
     async with eventbus.connect("memory://") as bus:
@@ -123,7 +123,7 @@ async def main():
         for number in range(3):
             await bus.publish("t", number)
         await bus.wait_idle()
-        print(bus.counters["delivered"])
+        print(bus.counters["delivered"], flush=True)
 
 asyncio.run(main())
 """,
