@@ -318,7 +318,7 @@ class Consumer:
         try:
             await self._failed(core, error)
         except Exception:
-            # Whoever keeps this exception keeps the delivery: it must not stay in hand.
+            # The traceback of the exception refers to the delivery and would keep it in hand.
             core.settle_last(True)
             raise
 

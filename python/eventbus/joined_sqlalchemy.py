@@ -16,7 +16,7 @@ _DRIVERS = ("asyncpg", "psycopg", "psycopg_async")
 
 def of_sqlalchemy(given: Any) -> SqlAlchemy | None:
     """Return a session or connection of SQLAlchemy as the bus uses it; ``None`` for others."""
-    # Whoever has one has imported its module.
+    # A caller who has such an object has imported its module already.
     orm: Any = sys.modules.get("sqlalchemy.orm")
     engine: Any = sys.modules.get("sqlalchemy.engine")
     aio: Any = sys.modules.get("sqlalchemy.ext.asyncio")

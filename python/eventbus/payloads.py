@@ -24,7 +24,7 @@ __all__ = ["Convert", "converter", "parameters", "plain"]
 
 Convert = Callable[[Event], Any]
 
-# What plain data is made of, as annotations name it.
+# The types of plain data, as annotations name them.
 _DATA = frozenset[Any](
     [
         *(bool, int, float, str, bytes, bytearray, list, tuple, dict, set, frozenset),

@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import traceback
 
-__all__ = ["describe_error", "storable"]
+__all__ = ["describe_error", "escaped", "storable"]
 
 _HEAD, _TAIL = 4_000, 11_000
 """Bytes kept of the two ends of a long error: the core keeps at most 16 KiB, and would cut the end,
 where an exception says what it is."""
+
+
+def escaped(text: str) -> bytes:
+    """Return a text in UTF-8 that every backend can store.
+
+    Lone surrogates, which UTF-8 does not have, and NUL, which Postgres keeps in no text, are
+    escaped with a backslash.
+    """
+    return text.encode("utf-8", "backslashreplace").replace(b"\0", b"\\x00")
 
 
 def storable(text: object) -> str:
@@ -25,7 +34,7 @@ def storable(text: object) -> str:
         whole = text if isinstance(text, str) else str(text)
     except Exception as error:  # noqa: BLE001 - whatever the object of a user does
         whole = f"<{type(text).__name__} whose str() raised {type(error).__name__}>"
-    raw = whole.encode("utf-8", "backslashreplace").replace(b"\0", b"\\x00")
+    raw = escaped(whole)
     if len(raw) > 16_000:
         raw = raw[:_HEAD] + "\n…\n".encode() + raw[-_TAIL:]
     return raw.decode("utf-8", "ignore")

@@ -8,6 +8,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from eventbus.texts import escaped
+
 __all__ = ["Ending", "ending_of", "not_stored"]
 
 EndStatus = Literal["done", "failed", "cancelled"]
@@ -73,11 +75,8 @@ def _shown(error: BaseException) -> str:
 
 
 def _cut(text: str, limit: int) -> str:
-    """Return a text of at most about ``limit`` bytes that every codec takes.
-
-    Lone surrogates, which UTF-8 does not have, and NUL, which Postgres does not store, are escaped.
-    """
-    data = text.encode("utf-8", "backslashreplace").replace(b"\0", b"\\x00")
+    """Return a storable text of at most about ``limit`` bytes; it says how many were cut."""
+    data = escaped(text)
     if len(data) <= limit:
         return data.decode()
     return f"{data[:limit].decode(errors='ignore')}… ({len(data) - limit} bytes cut)"
