@@ -140,7 +140,8 @@ impl Group {
             || self.copies.iter().filter(same).all(|other| other.seq >= copy.seq)
     }
 
-    /// Claims; returns (id, queue, attempts, crashes) in order. The caller tells the tokens after.
+    /// Claims; returns (id, queue, attempts, crashes) in order. The caller tells the tokens after:
+    /// until then the nth copy (from 0) has the token `u64::MAX - n`.
     pub fn claim(
         &mut self,
         now: i64,
@@ -166,9 +167,9 @@ impl Group {
                 continue;
             }
             let copy = &mut self.copies[best];
+            copy.lease = Some((u64::MAX - claimed.len() as u64, until));
             claimed.push((copy.message.id, copy.queue, copy.attempts, copy.crashes));
             copy.crashes += 1;
-            copy.lease = Some((u64::MAX, until));
         }
         claimed
     }

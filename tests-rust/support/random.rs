@@ -188,19 +188,12 @@ impl Run {
             .map(|d| (number(d.lease.message), d.lease.binding, d.attempts, d.crashes))
             .collect();
         assert_eq!(real, expected);
-        for delivery in claimed {
-            let (id, lease) = (number(delivery.lease.message), delivery.lease);
-            let fresh = |copy: &&mut Copy| {
-                copy.message.id == id
-                    && copy.queue == lease.binding
-                    && copy.lease.is_some_and(|(token, _)| token == u64::MAX)
-            };
-            // Copies of one id in one queue are claimed in order of acceptance and priority.
-            let copy = model
-                .copies
-                .iter_mut()
-                .filter(fresh)
-                .min_by_key(|copy| (-copy.message.priority, copy.seq));
+        for (place, lease) in (0..).zip(claimed.into_iter().map(|delivery| delivery.lease)) {
+            // By place, not by id: two copies of one id need not come in order of acceptance, when
+            // a dead letter in between frees the key of the older one.
+            let fresh =
+                |copy: &&mut Copy| copy.lease.is_some_and(|(token, _)| token == u64::MAX - place);
+            let copy = model.copies.iter_mut().find(fresh);
             copy.unwrap().lease.as_mut().unwrap().0 = lease.token;
             self.leases.push((group, lease));
         }

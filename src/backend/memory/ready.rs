@@ -27,7 +27,8 @@ impl Line {
 
     fn push(&mut self, seq: u64, index: u32) {
         match self.fresh.back() {
-            Some((last, _)) if *last > seq => {
+            // `>=`: the end of the ring may be this message's own entry, taken out before.
+            Some((last, _)) if *last >= seq => {
                 self.back.insert(seq, index);
             }
             _ => self.fresh.push_back((seq, index)),
