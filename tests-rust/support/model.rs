@@ -70,6 +70,8 @@ pub enum Refused {
 pub struct Model {
     pub now: i64,
     pub groups: Vec<Group>,
+    /// (group, binding) in order of declaration, which is the order in which a publish visits them.
+    pub routes: Vec<(usize, usize)>,
     pub seq: u64,
     pub dedup: BTreeSet<(usize, u8)>,
     /// Last version and whether it exists.
@@ -117,10 +119,19 @@ impl Group {
         }
     }
 
-    pub fn expire(&mut self, now: i64) {
-        let ended = |copy: &Copy| copy.lease.is_none() && copy.expires.is_some_and(|at| at <= now);
-        while let Some(at) = self.copies.iter().position(ended) {
-            self.bury(at, "expired");
+    /// Returns the sequence numbers of what waits and may no longer be delivered, in order of death.
+    pub fn ended(&self, now: i64) -> Vec<u64> {
+        let ended = |copy: &&Copy| copy.lease.is_none() && copy.expires.is_some_and(|at| at <= now);
+        let mut ended: Vec<_> = self.copies.iter().filter(ended).collect();
+        ended.sort_by_key(|copy| (copy.expires, copy.seq));
+        ended.into_iter().map(|copy| copy.seq).collect()
+    }
+
+    pub fn expire(&mut self, ended: &[u64]) {
+        for seq in ended {
+            if let Some(at) = self.copies.iter().position(|copy| copy.seq == *seq) {
+                self.bury(at, "expired");
+            }
         }
     }
 
@@ -130,7 +141,7 @@ impl Group {
             self.expired_leases += 1;
             self.give_back(at, now);
         }
-        self.expire(now);
+        self.expire(&self.ended(now));
     }
 
     /// Whether it is the first of its key in the group.
@@ -232,30 +243,54 @@ impl Group {
 }
 
 impl Model {
+    pub fn bind(&mut self, group: usize, binding: usize) {
+        self.groups[group].bind(binding);
+        if !self.routes.contains(&(group, binding)) {
+            self.routes.push((group, binding));
+        }
+    }
+
+    pub fn unbind(&mut self, group: usize, binding: usize) -> u64 {
+        self.routes.retain(|route| *route != (group, binding));
+        self.groups[group].sweep(self.now);
+        self.groups[group].unbind(binding)
+    }
+
     /// Publishes; returns whether it was a duplicate, and how many queues keep it.
-    pub fn publish(&mut self, message: &Publish) -> Result<(bool, u32), Refused> {
+    ///
+    /// A publish looks at times to live, in the groups that it reaches: at those of `ended`, what
+    /// waited when its transaction began. The groups looked at are added to `looked_at`.
+    pub fn publish(
+        &mut self,
+        message: &Publish,
+        ended: &[Vec<u64>],
+        looked_at: &mut BTreeSet<usize>,
+    ) -> Result<(bool, u32), Refused> {
         if let Some(id) = message.dedup
             && !self.dedup.insert((message.topic, id))
         {
             return Ok((true, 0));
         }
         let mut kept = 0;
-        for group in &mut self.groups {
-            for (binding, queue) in group.bound.clone() {
-                if binding != message.topic && binding != 2 {
-                    continue;
-                }
-                if group.has_unique(queue, message.unique) {
-                    continue;
-                }
-                if group.copies.len() >= group.max_length {
-                    return Err(Refused::QueueFull);
-                }
-                self.seq += 1;
-                group.add(message, queue, self.seq, (self.now, self.now + message.delay));
-                group.accepted += 1;
-                kept += 1;
+        for (number, binding) in self.routes.clone() {
+            if binding != message.topic && binding != 2 {
+                continue;
             }
+            let group = &mut self.groups[number];
+            let bound = group.bound.iter().find(|(bound, _)| *bound == binding);
+            let queue = bound.expect("a route is there as long as its binding").1;
+            group.expire(&ended[number]);
+            looked_at.insert(number);
+            if group.has_unique(queue, message.unique) {
+                continue;
+            }
+            if group.copies.len() >= group.max_length {
+                return Err(Refused::QueueFull);
+            }
+            self.seq += 1;
+            group.add(message, queue, self.seq, (self.now, self.now + message.delay));
+            group.accepted += 1;
+            kept += 1;
         }
         Ok((false, kept))
     }

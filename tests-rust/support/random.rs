@@ -1,5 +1,6 @@
 //! Random sequences of operations: the memory backend must do what the model does.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -105,7 +106,7 @@ impl Run {
     fn bind(&mut self, group: usize, number: usize, max_length: Option<u64>) {
         let spec = GroupSpec { name: name(group), bindings: vec![binding(number)], max_length };
         at_once(self.bus.declare_group(spec)).unwrap();
-        self.model.groups[group].bind(number);
+        self.model.bind(group, number);
     }
 
     fn swept(&mut self, group: usize) -> &mut Group {
@@ -115,9 +116,9 @@ impl Run {
     }
 
     fn commit(&mut self, steps: &[Step]) {
-        // Times to live are looked at before the first step, whatever becomes of the transaction.
         let now = self.model.now;
-        self.model.groups.iter_mut().for_each(|group| group.expire(now));
+        let ended: Vec<_> = self.model.groups.iter().map(|group| group.ended(now)).collect();
+        let mut looked_at = BTreeSet::new();
         let mut model = self.model.clone();
         let mut ops = Vec::new();
         let mut expected = Ok((Vec::new(), Vec::new()));
@@ -129,7 +130,12 @@ impl Run {
                     // Now and then an id comes twice.
                     publish.id = self.published - u64::from(self.published.is_multiple_of(7));
                     ops.push(Op::Publish(message(publish)));
-                    model.publish(publish).map(|accepted| (Some(accepted), None))
+                    let accepted = if expected.is_ok() {
+                        model.publish(publish, &ended, &mut looked_at)
+                    } else {
+                        Ok((false, 0))
+                    };
+                    accepted.map(|accepted| (Some(accepted), None))
                 }
                 Step::Settle(nth, how) => {
                     let Some((group, lease)) = self.leases.iter().rev().nth(*nth) else { continue };
@@ -166,6 +172,9 @@ impl Run {
         assert_eq!(result, expected);
         if expected.is_ok() {
             self.model = model;
+        } else {
+            // What was dead before stays dead, whatever becomes of the transaction.
+            looked_at.iter().for_each(|group| self.model.groups[*group].expire(&ended[*group]));
         }
     }
 
@@ -297,7 +306,7 @@ impl Run {
             }
             Action::Bind(group, number) => self.bind(*group, *number, None),
             Action::Unbind(group, number) => {
-                let expected = self.swept(*group).unbind(*number);
+                let expected = self.model.unbind(*group, *number);
                 let removed = at_once(self.bus.unbind(&name(*group), &[binding(*number)]));
                 assert_eq!(removed.unwrap(), expected);
             }
