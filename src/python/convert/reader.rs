@@ -9,6 +9,7 @@ use pyo3::types::{
     PyTuple, PyType,
 };
 
+use super::collisions::{Budget, Kind, LONG, MOST_EQUAL, Member, Table};
 use super::{fast, time};
 use crate::codec::Limits;
 use crate::codec::value::ext;
@@ -31,11 +32,28 @@ pub(super) struct Decoder<'py, 'a> {
     depth: usize,
     elements: usize,
     keys: Option<MutexGuard<'static, Vec<Option<Py<PyString>>>>>,
+    /// How deep frozensets were nested in what was read since it was set to 0.
+    frozen: u8,
+    has_decimals: bool,
+    has_long_ints: bool,
+    budget: Budget,
 }
 
 impl<'py, 'a> Decoder<'py, 'a> {
     pub(super) fn new(py: Python<'py>, bytes: &'a [u8], limits: &'a Limits) -> Self {
-        Self { py, bytes, at: 0, limits, depth: 0, elements: 0, keys: KEYS.try_lock() }
+        Self {
+            py,
+            bytes,
+            at: 0,
+            limits,
+            depth: 0,
+            elements: 0,
+            keys: KEYS.try_lock(),
+            frozen: 0,
+            has_decimals: false,
+            has_long_ints: false,
+            budget: Budget::new(bytes.len()),
+        }
     }
 
     /// Decodes exactly one value and nothing after it.
@@ -192,8 +210,20 @@ impl<'py, 'a> Decoder<'py, 'a> {
     fn map(&mut self, len: usize) -> PyResult<Bound<'py, PyDict>> {
         self.enter(len, 2)?;
         let dict = PyDict::new(self.py);
-        for _ in 0..len {
+        let mut table = None;
+        let mut others = 0;
+        for index in 0..len {
+            let start = self.at;
             let key = self.key()?;
+            if !is_text(&key) {
+                if len > MOST_EQUAL {
+                    let table = table.get_or_insert_with(|| Table::new(Kind::Map));
+                    table.set_texts(index - others);
+                    let member = self.member(start, 0);
+                    table.add(key.hash()?.cast_unsigned() as u64, member, &mut self.budget)?;
+                }
+                others += 1;
+            }
             let value = self.value()?;
             dict.set_item(key, value)?;
         }
@@ -201,14 +231,30 @@ impl<'py, 'a> Decoder<'py, 'a> {
         Ok(dict)
     }
 
+    /// Describes a member that began at `start`.
+    fn member(&self, start: usize, frozen: u8) -> Member {
+        Member {
+            bytes: u32::try_from(self.at - start).unwrap_or(u32::MAX),
+            frozen,
+            is_mixed: self.has_decimals && self.has_long_ints,
+        }
+    }
+
     fn key(&mut self) -> PyResult<Bound<'py, PyAny>> {
         let marker = self.bytes.get(self.at).copied().unwrap_or(0xc1);
         let (0xa1..=0xbf, Some(bytes)) =
             (marker, self.bytes.get(self.at + 1..self.at + 1 + usize::from(marker & 0x1f)))
         else {
+            let start = self.at;
             let key = self.value()?;
-            if key.is_instance_of::<PyTuple>() || key.hash().is_err() {
+            let is_container =
+                key.is_instance_of::<PyTuple>() || key.is_instance_of::<PyFrozenSet>();
+            if is_container || key.hash().is_err() {
                 return Err(self.malformed("a map key that is not a scalar, ending").into());
+            }
+            let is_long = self.at - start > LONG && !is_text(&key);
+            if is_long && self.has_decimals && self.has_long_ints {
+                return Err(self.malformed("a long number as map key beside decimals").into());
             }
             return Ok(key);
         };
@@ -250,6 +296,11 @@ impl<'py, 'a> Decoder<'py, 'a> {
             return self.nested(code, len);
         }
         let body = self.take(len)?;
+        match code {
+            ext::BIG_INT => self.has_long_ints |= len > LONG,
+            ext::DECIMAL => self.has_decimals = true,
+            _ => {}
+        }
         let wrong = || self.malformed(format_args!("extension {code} of {len} bytes, ending"));
         Ok(match (code, len) {
             (ext::BIG_INT, 1..) => {
@@ -312,7 +363,8 @@ impl<'py, 'a> Decoder<'py, 'a> {
             0xdd => self.length(4)?,
             _ => return Err(self.malformed("an extension that holds no array, ending").into()),
         };
-        let items = self.items(count)?;
+        let items =
+            if code == ext::TUPLE { self.items(count)? } else { self.members(count, code)? };
         if self.at != end {
             return Err(self.malformed("an extension of another length, ending").into());
         }
@@ -323,6 +375,57 @@ impl<'py, 'a> Decoder<'py, 'a> {
             _ => PyFrozenSet::new(self.py, items).map_err(unhashable)?.into_any(),
         })
     }
+
+    /// Decodes the members of a set, and refuses those that would collide.
+    fn members(&mut self, len: usize, code: i8) -> PyResult<Vec<Bound<'py, PyAny>>> {
+        self.enter(len, 1)?;
+        let before = std::mem::take(&mut self.frozen);
+        let mut deepest = 0;
+        let mut is_suspect = len > MOST_EQUAL;
+        let (mut items, mut members) = (Vec::with_capacity(len), Vec::with_capacity(len));
+        for _ in 0..len {
+            let start = self.at;
+            self.frozen = 0;
+            let item = self.value()?;
+            let member = self.member(start, self.frozen);
+            deepest = deepest.max(self.frozen);
+            is_suspect |= self.at - start > LONG
+                || item.is_instance_of::<PyTuple>()
+                || item.is_instance_of::<PyFrozenSet>();
+            items.push(item);
+            members.push(member);
+        }
+        self.frozen = before.max(deepest.saturating_add((code == ext::FROZEN_SET).into()));
+        self.depth -= 1;
+        if is_suspect {
+            self.check_members(&items, members)?;
+        }
+        Ok(items)
+    }
+
+    fn check_members(&mut self, items: &[Bound<'py, PyAny>], members: Vec<Member>) -> PyResult<()> {
+        let is_mixed = self.has_decimals && self.has_long_ints;
+        let mut table = Table::new(Kind::Set);
+        let mut texts = 0;
+        for (item, member) in items.iter().zip(members) {
+            if is_text(item) {
+                texts += 1;
+                table.set_texts(texts);
+                continue;
+            }
+            let hash = item
+                .hash()
+                .map_err(|_| self.malformed("a set with an unhashable item, ending"))?
+                .cast_unsigned();
+            table.add(hash as u64, Member { is_mixed, ..member }, &mut self.budget)?;
+        }
+        Ok(())
+    }
+}
+
+/// Whether its hash is made with a key of the process.
+fn is_text(value: &Bound<'_, PyAny>) -> bool {
+    value.is_instance_of::<PyString>() || value.is_instance_of::<PyBytes>()
 }
 
 /// Copies a slice whose length was checked.
