@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import uuid
-from typing import Any, Protocol
+from collections.abc import Mapping
+from typing import Any, Protocol, cast
 
 from eventbus.bus import Bus
 from eventbus.delivery import Transaction
 from eventbus.errors import VersionConflict
+from eventbus.types import Record
 
 __all__ = ["Liveness", "RecordLiveness"]
+
+log = logging.getLogger("eventbus.background")
 
 
 class Liveness(Protocol):
@@ -31,6 +36,14 @@ class Liveness(Protocol):
 
     async def close(self) -> None:
         """Show no sign of life any more."""
+
+
+def _owner(record: Record) -> str | None:
+    """Return the manager that runs a task; ``None`` when somebody else wrote the record."""
+    value: Any = record.value
+    fields: Mapping[Any, Any] = cast("Any", value) if isinstance(value, dict) else {}
+    owner: Any = fields.get("owner")
+    return owner if isinstance(owner, str) else None
 
 
 class RecordLiveness:
@@ -88,8 +101,10 @@ class RecordLiveness:
         after: str | None = None
         while page := await self._bus.scan(self._running, after=after, limit=500):
             for record in page:
-                value: Any = record.value
-                owner = str(value["owner"])
+                owner = _owner(record)
+                if owner is None:
+                    log.debug("not a task that runs key=%s", record.key)
+                    continue
                 if owner not in alive:
                     alive[owner] = await self._bus.read(self._managers + owner) is not None
                 if not alive[owner]:

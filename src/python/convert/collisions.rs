@@ -215,11 +215,17 @@ mod tests {
         for kind in [Kind::Set, Kind::Map] {
             for shift in 0..47 {
                 let found = steps(kind, (0..50_000).map(|n| n << shift));
-                assert!(found.as_ref().is_ok_and(|steps| *steps < 50_000 * 16), "{shift} {found:?}");
+                assert!(
+                    found.as_ref().is_ok_and(|steps| *steps < 50_000 * 16),
+                    "{shift} {found:?}"
+                );
             }
             for factor in [3, 10, 100, 1_000, 86_400, 1_000_000, 999_999_937] {
                 let found = steps(kind, (0..50_000).map(|n| n * factor));
-                assert!(found.as_ref().is_ok_and(|steps| *steps < 50_000 * 16), "{factor} {found:?}");
+                assert!(
+                    found.as_ref().is_ok_and(|steps| *steps < 50_000 * 16),
+                    "{factor} {found:?}"
+                );
             }
         }
     }

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import uuid
 import weakref
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -21,6 +23,8 @@ from eventbus.compat.backendai.task_manager import BackgroundTaskManager
 from eventbus.errors import NotFoundError
 
 __all__ = ["aiohttp_handler", "asgi_app", "open_stream", "sse_events"]
+
+log = logging.getLogger("eventbus.compat.backendai")
 
 _WATCHED = 1000  # events buffered per stream; older ones may go, the last one never does
 
@@ -143,11 +147,12 @@ def _late(family: str, task_id: str, found: dict[str, str], numeric: bool) -> Se
     return ServerSentEvent(f"{family}_{found['status']}", json.dumps(data))
 
 
-def _number(text: str) -> Number:
-    try:
-        return int(text)
-    except ValueError:
-        return float(text)
+def _number(text: str) -> Number | str:
+    """Return the number that a text is; anybody may have written another text."""
+    for kind in (int, float):
+        with suppress(ValueError):
+            return kind(text)
+    return text
 
 
 async def open_stream(x: Watched, task_id: uuid.UUID | str, *, numeric: bool = False) -> _Stream:
@@ -214,9 +219,16 @@ class _Stream:
                     self._last = []
                     break
                 name, args = told
+                try:
+                    event = _live(name, args)
+                except Exception as error:  # noqa: BLE001 - it concerns this announcement only
+                    log.warning("malformed announcement skipped event=%s reason=%s", name, error)
+                    # It may have been the last one: the hash knows.
+                    watcher.doubtful = True
+                    continue
                 if name.endswith("_updated"):
-                    return _live(name, args)
-                self._last = [_live(name, args), close_event()]
+                    return event
+                self._last = [event, close_event()]
             else:
                 watcher.wake.clear()
                 await watcher.wake.wait()
