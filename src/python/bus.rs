@@ -379,6 +379,13 @@ impl CoreBus {
         Ok(pythonize::pythonize(py, &self.shared().bus.counters().snapshot())?)
     }
 
+    /// Counts an event that a handler could not read.
+    fn _count_malformed(&self) {
+        if let Some(shared) = self.shared.get() {
+            shared.bus.counters().malformed.add(1);
+        }
+    }
+
     /// Counts events whose handler ran in a task of its own.
     fn _count(&self, delivered: u64, failed: u64, dropped: u64, gaps: u64) {
         let shared = self.shared();

@@ -8,6 +8,7 @@ mod writer;
 
 use bytes::Bytes;
 use pyo3::exceptions::PyException;
+use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
@@ -30,6 +31,21 @@ pub(crate) fn decode_value<'py>(
     limits: &Limits,
 ) -> PyResult<Bound<'py, PyAny>> {
     reader::Decoder::new(py, bytes, limits).document().map_err(|error| undecodable(py, error))
+}
+
+/// Decodes a value of an event, when somebody asks for it: what fails then is marked, so that not
+/// the handler is blamed.
+pub(crate) fn decode_of_message<'py>(
+    py: Python<'py>,
+    bytes: &[u8],
+    limits: &Limits,
+) -> PyResult<Bound<'py, PyAny>> {
+    decode_value(py, bytes, limits).inspect_err(|error| {
+        if is_own(py, error) {
+            // An exception takes any attribute.
+            let _ = error.value(py).setattr(intern!(py, "_of_message"), true);
+        }
+    })
 }
 
 /// Makes whatever a message made Python raise the error of a message that cannot be decoded; what

@@ -34,7 +34,7 @@ pub(super) struct Decoder<'py, 'a> {
     keys: Option<MutexGuard<'static, Vec<Option<Py<PyString>>>>>,
     /// How deep frozensets were nested in what was read since it was set to 0.
     frozen: u8,
-    has_decimals: bool,
+    decimals: usize,
     has_long_ints: bool,
     budget: Budget,
 }
@@ -50,7 +50,7 @@ impl<'py, 'a> Decoder<'py, 'a> {
             elements: 0,
             keys: KEYS.try_lock(),
             frozen: 0,
-            has_decimals: false,
+            decimals: 0,
             has_long_ints: false,
             budget: Budget::new(bytes.len()),
         }
@@ -212,10 +212,17 @@ impl<'py, 'a> Decoder<'py, 'a> {
         let dict = PyDict::new(self.py);
         let mut table = None;
         let mut others = 0;
+        let (mut has_long, mut has_decimal) = (false, false);
         for index in 0..len {
-            let start = self.at;
+            let (start, decimals) = (self.at, self.decimals);
             let key = self.key()?;
             if !is_text(&key) {
+                has_long |= self.at - start > LONG;
+                has_decimal |= self.decimals > decimals;
+                if has_long && has_decimal {
+                    let reason = "a long integer beside a decimal as map keys, ending";
+                    return Err(self.malformed(reason).into());
+                }
                 if len > MOST_EQUAL {
                     let table = table.get_or_insert_with(|| Table::new(Kind::Map));
                     table.set_texts(index - others);
@@ -236,7 +243,7 @@ impl<'py, 'a> Decoder<'py, 'a> {
         Member {
             bytes: u32::try_from(self.at - start).unwrap_or(u32::MAX),
             frozen,
-            is_mixed: self.has_decimals && self.has_long_ints,
+            is_mixed: self.decimals > 0 && self.has_long_ints,
         }
     }
 
@@ -245,16 +252,11 @@ impl<'py, 'a> Decoder<'py, 'a> {
         let (0xa1..=0xbf, Some(bytes)) =
             (marker, self.bytes.get(self.at + 1..self.at + 1 + usize::from(marker & 0x1f)))
         else {
-            let start = self.at;
             let key = self.value()?;
             let is_container =
                 key.is_instance_of::<PyTuple>() || key.is_instance_of::<PyFrozenSet>();
             if is_container || key.hash().is_err() {
                 return Err(self.malformed("a map key that is not a scalar, ending").into());
-            }
-            let is_long = self.at - start > LONG && !is_text(&key);
-            if is_long && self.has_decimals && self.has_long_ints {
-                return Err(self.malformed("a long number as map key beside decimals").into());
             }
             return Ok(key);
         };
@@ -298,7 +300,7 @@ impl<'py, 'a> Decoder<'py, 'a> {
         let body = self.take(len)?;
         match code {
             ext::BIG_INT => self.has_long_ints |= len > LONG,
-            ext::DECIMAL => self.has_decimals = true,
+            ext::DECIMAL => self.decimals += 1,
             _ => {}
         }
         let wrong = || self.malformed(format_args!("extension {code} of {len} bytes, ending"));
@@ -404,7 +406,7 @@ impl<'py, 'a> Decoder<'py, 'a> {
     }
 
     fn check_members(&mut self, items: &[Bound<'py, PyAny>], members: Vec<Member>) -> PyResult<()> {
-        let is_mixed = self.has_decimals && self.has_long_ints;
+        let is_mixed = self.decimals > 0 && self.has_long_ints;
         let mut table = Table::new(Kind::Set);
         let mut texts = 0;
         for (item, member) in items.iter().zip(members) {

@@ -107,6 +107,7 @@ def encode_args(message: Message) -> bytes:
     Raises:
         TypeError: An argument has no form on this wire; the message holds its position.
         OverflowError: An integer beyond 64 bits.
+        PayloadTooLarge: They are over a limit of the wire: 16 MiB, 128 levels, 1,000,000 elements.
     """
     return _packed(message.name, _arguments(message.name, message.args))
 
@@ -122,6 +123,7 @@ def encode_message(message: Message, era: Era, dedup_id: str | None = None) -> b
     Raises:
         TypeError: An argument has no form on this wire; the message holds its position.
         OverflowError: An integer beyond 64 bits.
+        PayloadTooLarge: It is over a limit of the wire: 16 MiB, 128 levels, 1,000,000 elements.
     """
     name, source = ("event_name", "agent_id") if era == "A" else ("name", "source")
     args = _arguments(message.name, message.args)
@@ -158,7 +160,8 @@ def decode_args(data: object) -> tuple[Any, ...]:
     found = _unpacked(data)
     if not isinstance(found, tuple):
         raise DecodeError(f"not the arguments of an event: {type(found).__name__}")
-    return cast("tuple[Any, ...]", found)
+    arguments: tuple[Any, ...] = found
+    return arguments
 
 
 def decode_message(data: object) -> Message:
@@ -177,16 +180,10 @@ def decode_message(data: object) -> Message:
     source: Any = fields.get("agent_id" if old else "source")
     args: Any = fields.get("args")
     if isinstance(name, str) and isinstance(source, str) and isinstance(args, tuple):
-        return Message(name, source, cast("tuple[Any, ...]", args))
-    key, value = next(
-        (key, value)
-        for key, value, kind in (
-            ("name", name, str),
-            ("source", source, str),
-            ("args", args, tuple),
-        )
-        if not isinstance(value, kind)
-    )
+        arguments: tuple[Any, ...] = args
+        return Message(name, source, arguments)
+    wanted = (("name", name, str), ("source", source, str), ("args", args, tuple))
+    key, value = next((key, value) for key, value, kind in wanted if not isinstance(value, kind))
     raise DecodeError(
         f"message has no usable {key}: {'missing' if value is None else _kind(value)}"
     )
