@@ -21,6 +21,9 @@ mod declared;
 mod ear;
 mod fault;
 mod foreign;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 mod hollow;
 mod joined;
 mod kept;

@@ -12,7 +12,8 @@ use crate::error::{Error, Result};
 /// takes long to compare their members.
 pub(super) const MOST_EQUAL: usize = 64;
 
-/// Most places to look at for one member, on average.
+/// Most places to look at for one member of a map, on average; a set looks at ten neighbours at a
+/// time.
 const MOST_STEPS: usize = 64;
 /// Places to look at that are given to every collection.
 const FREE_STEPS: usize = 1 << 12;
@@ -33,10 +34,8 @@ impl Budget {
     fn take(&mut self, one: &Member, other: &Member) -> Result<()> {
         let bytes = u64::from(one.bytes) + u64::from(other.bytes);
         // An item of a frozenset is compared with each of its hash in the other one.
-        let mut cost = bytes;
-        for _ in 0..one.frozen.max(other.frozen) {
-            cost = cost.saturating_mul(MOST_EQUAL as u64);
-        }
+        let frozen = one.frozen.max(other.frozen);
+        let mut cost = bytes.saturating_mul(u64::from(frozen.width).saturating_pow(frozen.depth));
         // An integer is converted first when it is compared with a Decimal.
         if (one.is_mixed || other.is_mixed) && bytes > LONG as u64 {
             cost = cost.saturating_mul(bytes / MOST_EQUAL as u64);
@@ -48,13 +47,35 @@ impl Budget {
     }
 }
 
+/// The frozensets in a value.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Frozen {
+    /// How deep they are nested.
+    depth: u32,
+    /// How many members of one hash the largest may have.
+    width: u32,
+}
+
+impl Frozen {
+    /// Returns what holds for both together.
+    pub(super) fn max(self, other: Self) -> Self {
+        Self { depth: self.depth.max(other.depth), width: self.width.max(other.width) }
+    }
+
+    /// Returns what holds for a frozenset of `len` members that hold these.
+    pub(super) fn around(self, len: usize) -> Self {
+        let width = u32::try_from(len.min(MOST_EQUAL)).unwrap_or_default();
+        Self { depth: self.depth + 1, width: self.width.max(width) }
+    }
+}
+
 /// What is known of a member before it is inserted.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Member {
     /// How many bytes of the message it took.
     pub(super) bytes: u32,
-    /// How deep frozensets are nested in it.
-    pub(super) frozen: u8,
+    /// The frozensets in it.
+    pub(super) frozen: Frozen,
     /// The message holds long integers and decimals.
     pub(super) is_mixed: bool,
 }
@@ -66,13 +87,21 @@ pub(super) enum Kind {
     Map,
 }
 
+#[derive(Debug, Clone, Copy)]
+struct Entry {
+    hash: u64,
+    member: Member,
+    /// How many of the same hash came before it.
+    rank: usize,
+}
+
 /// The places that members of a set or map take.
 #[derive(Debug)]
 pub(super) struct Table {
     kind: Kind,
     /// Number of the member that is there, from 1; 0 = free.
     places: Vec<u32>,
-    members: Vec<(u64, Member)>,
+    members: Vec<Entry>,
     /// Members that are text, which take places that nobody can choose.
     texts: usize,
     steps: usize,
@@ -94,7 +123,7 @@ impl Table {
     /// `Decode` when it would take too long.
     pub(super) fn add(&mut self, hash: u64, member: Member, budget: &mut Budget) -> Result<()> {
         self.make_room();
-        let mut equal = 0;
+        let mut rank = 0;
         let place = {
             let (places, members) = (&self.places, &self.members);
             walk(self.kind, places.len(), hash, |place| {
@@ -102,22 +131,23 @@ impl Table {
                 let taken = places.get(place).copied().unwrap_or_default();
                 match (taken as usize).checked_sub(1).and_then(|index| members.get(index)) {
                     None => Ok(true),
-                    Some((other, twin)) if *other == hash => {
-                        equal += 1;
-                        budget.take(&member, twin).map(|()| false)
+                    Some(twin) if twin.hash == hash => {
+                        rank = rank.max(twin.rank + 1);
+                        budget.take(&member, &twin.member).map(|()| false)
                     }
                     Some(_) => Ok(false),
                 }
             })?
         };
-        if equal >= MOST_EQUAL {
+        if rank >= MOST_EQUAL {
             let reason = format!("a set or map with more than {MOST_EQUAL} members of one hash");
             return Err(refused(reason));
         }
-        if self.steps > FREE_STEPS + MOST_STEPS * (self.members.len() + 1) {
+        let each = if self.kind == Kind::Set { MOST_STEPS * 10 } else { MOST_STEPS };
+        if self.steps > FREE_STEPS + each * (self.members.len() + 1) {
             return Err(refused("a set or map whose members collide".to_owned()));
         }
-        self.members.push((hash, member));
+        self.members.push(Entry { hash, member, rank });
         self.take_place(place, self.members.len());
         Ok(())
     }
@@ -158,7 +188,7 @@ impl Table {
     }
 
     fn move_in(&mut self, number: usize) {
-        let Some((hash, _)) = self.members.get(number - 1) else { return };
+        let Some(Entry { hash, .. }) = self.members.get(number - 1) else { return };
         let (places, steps) = (&self.places, &mut self.steps);
         let free = |place: usize| {
             *steps += 1;
@@ -212,20 +242,15 @@ mod tests {
 
     #[test]
     fn whatever_honest_senders_number_by_takes_few_steps() {
-        for kind in [Kind::Set, Kind::Map] {
+        for (kind, each) in [(Kind::Set, 160), (Kind::Map, 16)] {
+            let most = 50_000 * each;
             for shift in 0..47 {
                 let found = steps(kind, (0..50_000).map(|n| n << shift));
-                assert!(
-                    found.as_ref().is_ok_and(|steps| *steps < 50_000 * 16),
-                    "{shift} {found:?}"
-                );
+                assert!(found.as_ref().is_ok_and(|steps| *steps < most), "{shift} {found:?}");
             }
             for factor in [3, 10, 100, 1_000, 86_400, 1_000_000, 999_999_937] {
                 let found = steps(kind, (0..50_000).map(|n| n * factor));
-                assert!(
-                    found.as_ref().is_ok_and(|steps| *steps < 50_000 * 16),
-                    "{factor} {found:?}"
-                );
+                assert!(found.as_ref().is_ok_and(|steps| *steps < most), "{factor} {found:?}");
             }
         }
     }
@@ -240,36 +265,27 @@ mod tests {
         }
     }
 
-    /// Hashes of which each walks through the places of those before it, although all differ.
-    fn chain(kind: Kind, count: u64, size: u64) -> Vec<u64> {
-        let mut taken = vec![false; usize::try_from(size).unwrap_or_default()];
-        let mut found = Vec::new();
-        let mut hash = 0_u64;
-        while (found.len() as u64) < count {
-            hash = hash.wrapping_add(0x9e37_79b9_7f4a_7c15);
-            let mut long = 0;
-            let place = walk(kind, taken.len(), hash, |place| {
-                long += 1;
-                Ok(!taken.get(place).copied().unwrap_or(true))
-            });
-            let Ok(place) = place else { break };
-            // The first ones fill the table; the later ones are chosen for their long way.
-            if found.len() as u64 > count / 2 && long < 300 {
-                continue;
-            }
-            if let Some(place) = taken.get_mut(place) {
-                *place = true;
-            }
-            found.push(hash);
-        }
-        found
-    }
-
     #[test]
     fn members_that_walk_through_the_places_of_others_are_refused() {
-        // 10,000 members fill half of a map of 32,768 places at most; a chain needs a fuller one.
-        let chosen = chain(Kind::Map, 5_400, 8_192);
-        assert_eq!(chosen.len(), 5_400);
+        let size = 8_192_usize;
+        let mask = size as u64 - 1;
+        // First every third place, in the order in which a walk comes through them at its end.
+        let first = std::iter::successors(Some(0_u64), |at| Some((at * 5 + 1) & mask));
+        let mut chosen: Vec<u64> = first.take(size / 3 + 1).collect();
+        let mut taken: Vec<bool> = (0..mask + 1).map(|at| chosen.contains(&at)).collect();
+        // Then those that begin at a place that is taken and walk through many others.
+        for hash in size as u64..32 * size as u64 {
+            let mut steps = 0;
+            let place = walk(Kind::Map, size, hash, |place| {
+                steps += 1;
+                Ok(taken.get(place) == Some(&false))
+            });
+            if steps > 250 && chosen.len() < 5_000 {
+                taken[place.unwrap_or_default()] = true;
+                chosen.push(hash);
+            }
+        }
+        assert!(chosen.len() > 3_000, "{}", chosen.len());
         assert!(steps(Kind::Map, chosen.into_iter()).is_err());
     }
 
@@ -281,11 +297,13 @@ mod tests {
         };
         let flat = Member { bytes: 100, ..Member::default() };
         assert!(add(flat, 64).is_ok());
-        assert!(add(Member { frozen: 1, ..flat }, 64).is_err());
-        assert!(add(Member { frozen: 1, ..flat }, 20).is_ok());
-        assert!(add(Member { frozen: 2, ..flat }, 5).is_ok());
-        assert!(add(Member { frozen: 2, ..flat }, 20).is_err());
-        let large = Member { bytes: 50_000, is_mixed: true, frozen: 0 };
+        let frozen = Frozen::default().around(100);
+        assert!(add(Member { frozen: Frozen::default().around(1), ..flat }, 64).is_ok());
+        assert!(add(Member { frozen, ..flat }, 64).is_err());
+        assert!(add(Member { frozen, ..flat }, 20).is_ok());
+        let deeper = Member { frozen: frozen.around(1), ..flat };
+        assert!(add(deeper, 4).is_ok() && add(deeper, 20).is_err());
+        let large = Member { bytes: 50_000, is_mixed: true, ..Member::default() };
         assert!(add(large, 2).is_err());
         assert!(add(Member { is_mixed: false, ..large }, 2).is_ok());
     }

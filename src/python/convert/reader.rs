@@ -9,7 +9,7 @@ use pyo3::types::{
     PyTuple, PyType,
 };
 
-use super::collisions::{Budget, Kind, LONG, MOST_EQUAL, Member, Table};
+use super::collisions::{Budget, Frozen, Kind, LONG, MOST_EQUAL, Member, Table};
 use super::{fast, time};
 use crate::codec::Limits;
 use crate::codec::value::ext;
@@ -32,8 +32,8 @@ pub(super) struct Decoder<'py, 'a> {
     depth: usize,
     elements: usize,
     keys: Option<MutexGuard<'static, Vec<Option<Py<PyString>>>>>,
-    /// How deep frozensets were nested in what was read since it was set to 0.
-    frozen: u8,
+    /// The frozensets in what was read since this was emptied.
+    frozen: Frozen,
     decimals: usize,
     has_long_ints: bool,
     budget: Budget,
@@ -49,7 +49,7 @@ impl<'py, 'a> Decoder<'py, 'a> {
             depth: 0,
             elements: 0,
             keys: KEYS.try_lock(),
-            frozen: 0,
+            frozen: Frozen::default(),
             decimals: 0,
             has_long_ints: false,
             budget: Budget::new(bytes.len()),
@@ -226,7 +226,7 @@ impl<'py, 'a> Decoder<'py, 'a> {
                 if len > MOST_EQUAL {
                     let table = table.get_or_insert_with(|| Table::new(Kind::Map));
                     table.set_texts(index - others);
-                    let member = self.member(start, 0);
+                    let member = self.member(start, Frozen::default());
                     table.add(key.hash()?.cast_unsigned() as u64, member, &mut self.budget)?;
                 }
                 others += 1;
@@ -239,7 +239,7 @@ impl<'py, 'a> Decoder<'py, 'a> {
     }
 
     /// Describes a member that began at `start`.
-    fn member(&self, start: usize, frozen: u8) -> Member {
+    fn member(&self, start: usize, frozen: Frozen) -> Member {
         Member {
             bytes: u32::try_from(self.at - start).unwrap_or(u32::MAX),
             frozen,
@@ -382,22 +382,25 @@ impl<'py, 'a> Decoder<'py, 'a> {
     fn members(&mut self, len: usize, code: i8) -> PyResult<Vec<Bound<'py, PyAny>>> {
         self.enter(len, 1)?;
         let before = std::mem::take(&mut self.frozen);
-        let mut deepest = 0;
+        let mut inside = Frozen::default();
         let mut is_suspect = len > MOST_EQUAL;
         let (mut items, mut members) = (Vec::with_capacity(len), Vec::with_capacity(len));
         for _ in 0..len {
             let start = self.at;
-            self.frozen = 0;
+            self.frozen = Frozen::default();
             let item = self.value()?;
             let member = self.member(start, self.frozen);
-            deepest = deepest.max(self.frozen);
+            inside = inside.max(self.frozen);
             is_suspect |= self.at - start > LONG
                 || item.is_instance_of::<PyTuple>()
                 || item.is_instance_of::<PyFrozenSet>();
             items.push(item);
             members.push(member);
         }
-        self.frozen = before.max(deepest.saturating_add((code == ext::FROZEN_SET).into()));
+        if code == ext::FROZEN_SET {
+            inside = inside.around(len);
+        }
+        self.frozen = before.max(inside);
         self.depth -= 1;
         if is_suspect {
             self.check_members(&items, members)?;
