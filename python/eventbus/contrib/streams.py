@@ -274,15 +274,18 @@ class Streams:
         await self._let_in(scope, task_id)
         with _clients.one(task_id, self._most, self._most_per_task):
             events = await self._events(task_id, last_event_id)
-            body = frames(events, self._keep_alive) if method == "GET" else _nothing()
+            body = frames(events, self._keep_alive)
             try:
-                yield body
+                if method == "GET":
+                    yield body
+                    return
             finally:
                 await body.aclose()
                 # A stream that never began has not closed its events.
                 close = getattr(events, "aclose", None)
                 if close is not None:
                     await close()
+        yield _nothing()
 
     async def _let_in(self, scope: Any, task_id: uuid.UUID) -> None:
         if self._authorize is None:
