@@ -125,7 +125,7 @@ def test_a_container_that_another_thread_changes_is_encoded_whole_or_refused() -
     stop = threading.Event()
 
     def change() -> None:
-        items = [uuid.uuid4() for _ in range(20)]
+        items = [uuid.uuid4() for _ in range(300)]
         while not stop.is_set():
             for item in items:
                 values[0].append(item)
