@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
+import uuid
 from collections.abc import AsyncIterator, Callable
 from typing import Any, Self, Unpack
 
@@ -124,3 +126,24 @@ async def steps(reporter: ProgressReporter) -> str:
 
 async def forever(reporter: ProgressReporter) -> None:
     await asyncio.sleep(1000)
+
+
+@contextlib.asynccontextmanager
+async def opened(
+    url: Url, task_id: uuid.UUID, header: bytes = b"X: y", room: int = 0
+) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    """Send a request over a socket of our own."""
+    raw = socket.socket()
+    if room:
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, room)
+    raw.setblocking(False)
+    host, _, port = url.removeprefix("http://").partition(":")
+    await asyncio.get_running_loop().sock_connect(raw, (host, int(port)))
+    reader, writer = await asyncio.open_connection(sock=raw, limit=1 << 16)
+    writer.write(f"GET {PATH}?taskId={task_id} HTTP/1.1\r\nHost: h\r\n".encode())
+    writer.write(header + b"\r\n\r\n")
+    await writer.drain()
+    try:
+        yield reader, writer
+    finally:
+        writer.transport.abort()
