@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import uuid
 from typing import Any, Protocol
 
@@ -10,6 +11,8 @@ from eventbus.delivery import Transaction
 from eventbus.errors import VersionConflict
 
 __all__ = ["Liveness", "RecordLiveness"]
+
+log = logging.getLogger("eventbus.background")
 
 
 class Liveness(Protocol):
@@ -89,7 +92,11 @@ class RecordLiveness:
         while page := await self._bus.scan(self._running, after=after, limit=500):
             for record in page:
                 value: Any = record.value
-                owner = str(value["owner"])
+                try:
+                    owner = str(value["owner"])
+                except (KeyError, TypeError):
+                    log.warning("malformed record key=%s", record.key)
+                    continue
                 if owner not in alive:
                     alive[owner] = await self._bus.read(self._managers + owner) is not None
                 if not alive[owner]:
