@@ -52,7 +52,7 @@ from eventbus.handlers import check_consumer, check_subscriber, warn_of_subscrib
 from eventbus.included import Included
 from eventbus.names import LiteralTopics, shown
 from eventbus.outbox import Outbox
-from eventbus.outcomes import DeadLetterHook
+from eventbus.outcomes import DeadLetterHook, is_undecodable
 from eventbus.signatures import check_gap_handler
 from eventbus.stream import Stream
 from eventbus.subscription import GapHandler, Handler, QueuedReceiver, Subscription
@@ -424,6 +424,9 @@ class Bus(CoreBus):
 
     def _handler_failed(self, name: object, error: BaseException) -> None:
         """Log the exception of a subscriber and tell the hook; called by the core."""
+        if is_undecodable(error):
+            self._undecodable(self._topics.get(str(name), ""), error)
+            return
         text, topic = "Error in event handler for subscription %s", self._topics.get(str(name))
         if topic is None or self._IS_DATAKNOBS:
             # Contract D25 has this very text.
@@ -431,6 +434,11 @@ class Bus(CoreBus):
         else:
             handlers_log.error(f"{text} topic=%s", name, shown(topic), exc_info=error)
         self._tell_handler_error(str(name), error)
+
+    def _undecodable(self, topic: str, error: BaseException) -> None:
+        """Count and log an event that a handler could not read."""
+        self._count_malformed()
+        self._malformed(topic, str(error))
 
     def _consumer_failed(self, core: CoreDelivery, error: BaseException) -> None:
         """Log the exception of a consumer's handler and tell the hook."""

@@ -21,6 +21,9 @@ mod declared;
 mod ear;
 mod fault;
 mod foreign;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 mod hollow;
 mod joined;
 mod kept;
@@ -369,6 +372,13 @@ impl Backend for PostgresBackend {
         let mut warnings = link.warnings.lock().clone();
         warnings.extend(link.ailments.lock().iter().cloned());
         warnings.extend(Some(link.unusable()).filter(|said| !said.is_empty()));
+        if live.registry.get().unreadable > 0 {
+            warnings.push(
+                "a group has a binding that cannot be read: a newer version declared it, or \
+                 somebody wrote into the tables of the bus; it matches nothing here"
+                    .into(),
+            );
+        }
         if link.is_pooled() {
             warnings.push(
                 "notifications do not arrive, as behind a transaction pooler: subscriptions and \

@@ -21,6 +21,9 @@ mod claim;
 mod context;
 mod dead_reason;
 mod dial;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 mod hole;
 mod identity;
 mod kept;
