@@ -28,6 +28,8 @@ pub(super) struct Registry {
     pub(super) version: i32,
     /// Whether broadcasts are kept for replay.
     pub(super) keeps: bool,
+    /// Whether bodies of broadcasts are kept out of notifications.
+    pub(super) parts: bool,
     /// Which bus this is, as its schema says.
     pub(super) bus: String,
     ids: HashMap<Arc<str>, i32, RandomState>,
@@ -42,6 +44,7 @@ impl Registry {
             registry.version = column(row, 0)?;
             registry.keeps = column(row, 7)?;
             registry.bus = column::<Option<String>>(row, 8)?.unwrap_or_default();
+            registry.parts = column(row, 9)?;
             let Some(id) = column::<Option<i32>>(row, 1)? else { continue };
             if let Entry::Vacant(entry) = registry.names.entry(id) {
                 let name: Arc<str> = column::<&str>(row, 2)?.into();
