@@ -25,7 +25,7 @@ const RIGHTS: &[(&str, &[&str])] = &[
     ("select", &["migrations", "identity"]),
     ("select, update", &["registry", "token_base", "record_floor", "kept_newest"]),
     ("select, insert", &["tokens_since"]),
-    ("select, insert, delete", &["tallies", "large", "kept", "kept_fresh", "kept_order"]),
+    ("select, insert, delete", &["tallies", "large", "kept", "kept_fresh"]),
     (
         "select, insert, update, delete",
         &[
@@ -38,6 +38,7 @@ const RIGHTS: &[(&str, &[&str])] = &[
             "dedup",
             "producers",
             "awaited",
+            "kept_order",
         ],
     ),
 ];
