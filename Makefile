@@ -13,6 +13,8 @@ VENV ?= .venv
 TOOLS ?= .tools
 # --locked: Cargo.lock is what was tested. After editing Cargo.toml: make test LOCKED=
 LOCKED ?= --locked
+# Processes of the Python tests; each starts servers of its own.
+TEST_PROCESSES ?= 2
 FUZZ_SECONDS ?= 60
 CARGO_DENY_VERSION := 0.20.2
 
@@ -91,7 +93,7 @@ browser: ## Install the browser of the tests, where it is missing
 
 .PHONY: test-python
 test-python: servers browser build $(VENV)/.dev ## Python tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist worksteal
 
 .PHONY: lint-rust
 lint-rust: guard $(VENV)/.ready ## rustfmt, clippy per feature set, guards
