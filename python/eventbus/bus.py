@@ -54,6 +54,7 @@ from eventbus.names import LiteralTopics, shown
 from eventbus.outbox import Outbox
 from eventbus.outcomes import DeadLetterHook, is_undecodable
 from eventbus.signatures import check_gap_handler
+from eventbus.signing import Watch, signing_keys
 from eventbus.stream import Stream
 from eventbus.subscription import GapHandler, Handler, QueuedReceiver, Subscription
 from eventbus.types import (
@@ -114,7 +115,8 @@ class Bus(CoreBus):
         on_dead_letter: Called with each ``DeadLetter`` of the groups that this bus consumes, once
             it is stored and was logged; ``None`` by default. A plain function, on the loop of the
             consumer; what it raises is logged. What no handler decided (``crashed``, ``expired``,
-            ``undecodable``) is told within the sweep interval, to one consumer of the group.
+            ``undecodable``, ``unsigned``) is told within the sweep interval, to one consumer of the
+            group.
     """
 
     # Whether the DataKnobs contract holds: handlers get the event whatever their annotation says,
@@ -158,7 +160,8 @@ class Bus(CoreBus):
             max_elements: Most elements in a payload.
             **backend: Options of the memory backend: ``max_length`` (messages per group),
                 ``dedup_window`` (seconds), ``max_dedup_ids``, ``dead_retention`` (seconds),
-                ``max_dead``, ``max_tombstones``, ``retention`` (seconds), ``retention_max``.
+                ``max_dead``, ``max_tombstones``, ``retention`` (seconds), ``retention_max``,
+                ``signing_key`` (without effect).
 
         Raises:
             ConfigError: An option is unknown or out of range.
@@ -186,6 +189,7 @@ class Bus(CoreBus):
         )
         self._malformed_at: dict[str, float] = {}
         self._apart: set[str] = set()
+        self._watch: Watch | None = None
         self._literal_topics = LiteralTopics()
         self._topics: dict[str, str] = {}
         self._unattended = Unattended()
@@ -222,6 +226,7 @@ class Bus(CoreBus):
                     await asyncio.wait([self._leaving])
                 await self._connect()
                 self._tell_limits()
+                self._watch = Watch(self)
             except BaseException:
                 if self._state == "connecting":
                     self._enter("new" if before == "connecting" else before)
@@ -288,6 +293,8 @@ class Bus(CoreBus):
         await self._drain_receivers(deadline, caller)
         self._drop_subscriptions()
         self._set_live(False)
+        if self._watch is not None:
+            self._watch.stop()
         if not self._in_process:
             if caller is not None and around:
                 self._leaving = asyncio.create_task(self._leave(caller, around, limit))
@@ -380,7 +387,8 @@ class Bus(CoreBus):
     def counters(self) -> dict[str, int]:
         """Counts since the bus was made.
 
-        ``delivered``, ``failed``, ``dropped``, ``malformed``, ``gaps``, ``leases_lost`` and
+        ``delivered``, ``failed``, ``dropped``, ``malformed``, ``unsigned`` (without a valid
+        signature, on a bus with a ``signing_key``), ``gaps``, ``leases_lost`` and
         ``workers_replaced`` (tasks of consumers and subscriptions that had ended for no reason).
         """
         return {**self._counters(), "workers_replaced": self._workers_replaced}
@@ -1158,6 +1166,9 @@ class DeadLetters:
 def _memory_config(options: MemoryOptions) -> dict[str, Any]:
     """Return the options as the core reads them: durations in seconds."""
     config: dict[str, Any] = {**options}
+    # Checked, and without effect: nothing leaves the process.
+    if (key := config.pop("signing_key", None)) is not None:
+        signing_keys(key)
     for option in ("dedup_window", "dead_retention"):
         window = config.get(option)
         if window is not None:

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Endpoint, NetConfig, Problems, Retention, seconds, some_seconds};
 use crate::error::Result;
+use crate::signing::Keys;
 
 /// How the servers of one Redis are arranged.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
@@ -59,6 +60,8 @@ pub struct RedisConfig {
     pub channel_prefix: String,
     /// What broadcasts are sent as.
     pub wire: Wire,
+    /// What signs what is sent, and what is received must be signed with (default none).
+    pub signing_keys: Keys,
     /// How often what waits is looked at without a wake-up (seconds, default 5).
     #[serde(with = "seconds")]
     pub sweep: Duration,
@@ -94,6 +97,7 @@ impl Default for RedisConfig {
             prefix: "eventbus".into(),
             channel_prefix: "events".into(),
             wire: Wire::default(),
+            signing_keys: Keys::default(),
             sweep: Duration::from_secs(5),
             dedup_window: Duration::from_secs(24 * 3600),
             retention: None,
@@ -136,6 +140,7 @@ impl RedisConfig {
         problems.some_time("dedup_window", self.dedup_window);
         problems.retention(self.retention_max);
         problems.replay(self.wire, self.kept());
+        problems.signing(self.wire, &self.signing_keys);
         problems.some_time("dead_retention", self.dead_retention);
         self.net.check(&mut problems);
         problems.end()

@@ -23,6 +23,7 @@ from eventbus.config import Seconds, seconds
 from eventbus.errors import (
     BusClosedError,
     ConnectError,
+    DecodeError,
     EventBusError,
     InvalidArgumentError,
     NotConnectedError,
