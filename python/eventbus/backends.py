@@ -47,7 +47,7 @@ _STORE = (
     "retention",
     "retention_max",
 )
-_SHARED = ("channel_prefix", "wire", "sweep", *_STORE)
+_SHARED = ("channel_prefix", "wire", "hear", "max_message_bytes", "sweep", *_STORE)
 _TLS = {
     "tls_ca": "ca",
     "tls_cert": "cert",

@@ -1,7 +1,7 @@
 """Options with their meaning, unit and default; checked when they are made."""
 
 # No `from __future__ import annotations`: each key of a TypedDict would cost a compilation.
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from os import PathLike
@@ -14,6 +14,7 @@ __all__ = [
     "BusOptions",
     "ConsumeOptions",
     "DeliveryMode",
+    "Foreign",
     "MemoryBusOptions",
     "MemoryOptions",
     "Overflow",
@@ -47,7 +48,10 @@ Overflow = Literal["drop_oldest", "drop_newest", "close"]
 
 
 Wire = Literal["native", "dataknobs"]
-"""What broadcasts are sent as; every bus on a server understands both."""
+"""What broadcasts are sent as."""
+
+Foreign = Literal["dataknobs"]
+"""What is heard beside the native wire."""
 
 SslMode = Literal["disable", "allow", "prefer", "require", "verify-ca", "verify-full"]
 """The modes of libpq; none that encrypts leaves the server unverified here."""
@@ -155,6 +159,8 @@ class ServerOptions(TypedDict, total=False):
         sweep: Seconds until what waits is looked at without a wake-up (default 5).
         channel_prefix: What the names of DataKnobs channels begin with (default ``events``).
         wire: What broadcasts are sent as, ``native`` or ``dataknobs`` (default ``native``).
+        hear: What is heard beside the native wire: ``("dataknobs",)``, on the channels of the
+            ``channel_prefix`` (default nothing; with ``wire="dataknobs"`` it is heard anyway).
     """
 
     username: str | None
@@ -170,6 +176,7 @@ class ServerOptions(TypedDict, total=False):
     sweep: Seconds
     channel_prefix: str
     wire: Wire
+    hear: str | Sequence[Foreign]
 
 
 class RedisOwnOptions(TypedDict, total=False):

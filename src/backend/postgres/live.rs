@@ -101,7 +101,8 @@ impl Live {
         let mut waiting = hearing.subscribe();
         let texts = Arc::new(Names::new(&config.channel_prefix, texts));
         let (unneeded, over) = tokio::sync::mpsc::unbounded_channel();
-        let channels = Arc::new(Channels::new(Arc::clone(&texts), unneeded));
+        let hears = config.wire.hears_dataknobs(&config.hear);
+        let channels = Arc::new(Channels::new(Arc::clone(&texts), hears, unneeded));
         let outgoing = (config.wire == Wire::Dataknobs).then_some(texts);
         let ear = Arc::new(Ear {
             channels: Arc::clone(&channels),

@@ -10,8 +10,10 @@ use redis::{
 };
 
 use super::identity::{self, ServerId};
+use super::meter::Replies;
 use crate::config::{Endpoint, RedisConfig, Secret, Topology};
 use crate::error::{Error, Result};
+use crate::guard::{Gate, Guarded, Room};
 use crate::net::{self, Stream, Tls};
 use crate::nudge::Nudge;
 
@@ -52,6 +54,8 @@ struct Login<'a> {
 pub(super) struct Dialer {
     config: RedisConfig,
     tls: Option<Tls>,
+    /// How much the servers may answer.
+    pub(super) room: Arc<Room>,
 }
 
 impl Dialer {
@@ -61,7 +65,8 @@ impl Dialer {
     /// `Config` when one cannot be used.
     pub(super) fn new(config: RedisConfig) -> Result<Self> {
         let tls = config.net.tls.as_ref().map(Tls::new).transpose()?;
-        Ok(Self { config, tls })
+        let room = Room::new(config.largest());
+        Ok(Self { config, tls, room })
     }
 
     /// Connects to the server that holds the bus, within the connect time-out.
@@ -132,6 +137,8 @@ impl Dialer {
             Some(tls) => tls.wrap(endpoint, plain).await?,
             None => Stream::Plain(plain),
         };
+        let gate = Gate::new(&self.room);
+        let stream = Guarded::new(stream, Replies::default(), Arc::clone(&gate));
         let mut info = RedisConnectionInfo::default()
             .set_db(login.db)
             .set_protocol(ProtocolVersion::RESP3)
@@ -153,6 +160,7 @@ impl Dialer {
         let mut connection = Connection { wire, nudge };
         // Also told by servers that accept connections before they can serve.
         ask(&mut connection, &cmd("PING")).await.map_err(|error| refusal(endpoint, &error))?;
+        gate.open();
         Ok((connection, endpoint.clone()))
     }
 

@@ -14,10 +14,13 @@ use super::dial::{Connection, Dialed, ask, pause, says};
 use super::identity::{self, ServerId, Servers};
 use crate::backend::{ConnectionState, Health};
 use crate::error::{Error, Result};
+use crate::guard::Room;
 
 /// What all connections of a backend report.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Status {
+    /// How much the servers may answer.
+    pub(super) room: Arc<Room>,
     health: Mutex<Health>,
     /// When `last_error` of the health was noted.
     failed_at: Mutex<Option<Instant>>,
@@ -29,9 +32,15 @@ pub(super) struct Status {
 }
 
 impl Status {
+    pub(super) fn new(room: Arc<Room>) -> Self {
+        let (health, failed_at, malformed, down, servers) = Default::default();
+        Self { room, health, failed_at, malformed, down, servers }
+    }
+
     pub(super) fn health(&self) -> Health {
         let mut health = self.health.lock().clone();
-        health.malformed = self.malformed.load(Ordering::Relaxed);
+        health.malformed = self.malformed.load(Ordering::Relaxed) + self.room.overruns();
+        health.warnings.extend(self.room.warning());
         health.server_id = self.servers.current();
         health.state = match (self.down.lock().is_empty(), health.warnings.is_empty()) {
             (false, _) => ConnectionState::Connecting,

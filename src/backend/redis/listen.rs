@@ -40,8 +40,8 @@ pub(super) struct Receiver {
 pub(super) struct Names {
     /// Before the topic of a native broadcast.
     pub(super) native: String,
-    /// Before the topic of a `DataKnobs` broadcast.
-    pub(super) dataknobs: String,
+    /// Before the topic of a `DataKnobs` broadcast; `None`: they are not heard.
+    pub(super) dataknobs: Option<String>,
     /// Where this process is woken.
     pub(super) wake: String,
     /// Where who has noticed lost data asks for declarations.
@@ -168,7 +168,7 @@ impl Receiver {
 
     /// Delivers a bare body; its topic is in the channel's name (contract D50).
     fn dataknobs(&self, channel: &[u8], payload: Bytes) -> Option<()> {
-        let topic = channel.strip_prefix(self.names.dataknobs.as_bytes())?;
+        let topic = channel.strip_prefix(self.names.dataknobs.as_ref()?.as_bytes())?;
         let topic = std::str::from_utf8(topic).ok()?;
         self.feeds.deliver(&topic.into(), &payload);
         Some(())
@@ -299,21 +299,18 @@ impl Drop for Needed {
     }
 }
 
-/// Returns the server's subscriptions that cover a binding on both wires.
+/// Returns the server's subscriptions that cover a binding on every wire that is heard.
 pub(super) fn server_names(names: &Names, binding: &Binding) -> Vec<(Vec<u8>, bool)> {
-    let prefixes = [&names.native, &names.dataknobs];
-    match binding {
-        Binding::Topic(topic) => {
-            prefixes.map(|prefix| (format!("{prefix}{topic}").into_bytes(), false)).to_vec()
+    let prefixes = std::iter::once(&names.native).chain(&names.dataknobs);
+    let name = |prefix: &String| match binding {
+        Binding::Topic(topic) => (format!("{prefix}{topic}").into_bytes(), false),
+        Binding::Pattern(pattern) => {
+            let mut glob = escaped(prefix);
+            glob.extend(glob_of(pattern.as_str()));
+            (glob, true)
         }
-        Binding::Pattern(pattern) => prefixes
-            .map(|prefix| {
-                let mut glob = escaped(prefix);
-                glob.extend(glob_of(pattern.as_str()));
-                (glob, true)
-            })
-            .to_vec(),
-    }
+    };
+    prefixes.map(name).collect()
 }
 
 /// Escapes what a glob of the server would take for a wildcard.

@@ -4,7 +4,7 @@
 //! connections per process, whatever the number of subscriptions and consumers: commands, which are
 //! pipelined, and pub/sub, which also carries the wake-ups of waiting claims.
 //!
-//! - `dial`: makes a connection; `link`: keeps one; `identity`: which server they lead to;
+//! - `dial`: makes a connection; `meter`: limits what it may bring; `link`: keeps one; `identity`: which server they lead to;
 //!   `session`: everything between connect and close
 //! - `lanes`, `batch`: commits; `registry`: the bindings that targets are computed with; `context`:
 //!   how they are read, and come back when the server loses its data
@@ -29,6 +29,7 @@ mod link;
 mod listen;
 mod message;
 mod messages;
+mod meter;
 mod operate;
 mod raw;
 mod registry;

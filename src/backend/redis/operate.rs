@@ -20,6 +20,8 @@ use crate::topic::{self, Binding};
 
 /// Most messages removed by one run of a script.
 const AT_ONCE: u64 = 5000;
+/// Most dead letters that one look for new ones brings; the script knows the same number.
+const MOST_NEWS: usize = 100;
 
 pub(super) fn nonsense() -> Error {
     Error::Internal { reason: "a script gave an answer that cannot be read".into() }
@@ -211,6 +213,7 @@ impl Session {
         limit: usize,
     ) -> Result<Vec<DeadLetter>> {
         let name: Arc<str> = group.into();
+        let _room = self.status.room.ask(limit);
         let letters = self
             .operate("dead", group, |command| {
                 command.arg(after.as_ref().map_or(&[][..], |id| &id[..])).arg(limit);
@@ -221,6 +224,7 @@ impl Session {
 
     pub(super) async fn dead_news(&self, group: &str) -> Result<Vec<DeadLetter>> {
         let name: Arc<str> = group.into();
+        let _room = self.status.room.ask(MOST_NEWS);
         let letters = self.operate("dead_news", group, |_| {}).await?;
         letters.map(|letter| dead_letter(&name, letter)).collect()
     }
@@ -242,6 +246,7 @@ impl Session {
     }
 
     pub(super) async fn read(&self, keys: &[Arc<str>]) -> Result<Vec<Option<Record>>> {
+        let _room = self.status.room.ask(keys.len());
         let answer = self
             .script("read", &scripts::READ, |command| {
                 command.arg("read");
@@ -260,6 +265,7 @@ impl Session {
         after: Option<&str>,
         limit: usize,
     ) -> Result<Vec<Record>> {
+        let _room = self.status.room.ask(limit);
         let answer = self
             .script("scan", &scripts::READ, |command| {
                 command

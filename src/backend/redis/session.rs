@@ -68,19 +68,21 @@ impl Session {
         // It stands in every claim: 64 random bits are enough, and short.
         let mut process = uuid::Uuid::new_v4().simple().to_string();
         process.truncate(16);
-        let status = Arc::new(Status::default());
+        let status = Arc::new(Status::new(Arc::clone(&dialer.room)));
         let commands = Arc::new(Link::new("command connection", Arc::clone(&status)));
         let pushes = Arc::new(Link::new("pub/sub connection", Arc::clone(&status)));
+        let dataknobs = format!("{}:", config.channel_prefix);
+        let hears = config.wire.hears_dataknobs(&config.hear);
         let names = Names {
             // Channels know no databases: what they are called has to tell them apart.
             native: format!("{prefix}b{}:", config.db),
-            dataknobs: format!("{}:", config.channel_prefix),
+            dataknobs: hears.then(|| dataknobs.clone()),
             wake: format!("{prefix}wake:{process}"),
             lost: format!("{prefix}lost{}", config.db),
         };
         let channels = match config.wire {
             Wire::Native => Channels { prefix: names.native.clone(), bare: false },
-            Wire::Dataknobs => Channels { prefix: names.dataknobs.clone(), bare: true },
+            Wire::Dataknobs => Channels { prefix: dataknobs, bare: true },
         };
         let waits = Arc::new(Waits::default());
         let context = Arc::new(Context::new(
