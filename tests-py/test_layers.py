@@ -79,6 +79,7 @@ BUS_LAYER = {
     "migration",
     "payloads",
     "redis_client",
+    "redis_setup",
     "stream",
     "subscription",
     "types",

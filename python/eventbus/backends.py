@@ -290,7 +290,7 @@ def plan_redis(
         "endpoints": endpoints,
         "topology": topology,
         "net": _net(values, encrypted, remedy, problems),
-        **_picked(values, ("db", "prefix", *_SHARED)),
+        **_picked(values, ("db", "prefix", "scripts", *_SHARED)),
     }
     return Plan("redis", config, {"delivery": "queued", **_bus(values, _BUS)})
 

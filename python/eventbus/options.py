@@ -265,6 +265,7 @@ REDIS = Kind(
         "db": _whole(0, 2**32 - 1),
         "prefix": _key_prefix,
         "channel_prefix": _any_text,
+        "scripts": _word("auto", "functions", "eval"),
         "sentinel_username": as_text,
         "sentinel_password": _secret,
         **_COMMON,

@@ -13,7 +13,7 @@ use serde::Deserialize;
 pub use memory::MemoryConfig;
 pub use net::{Endpoint, NetConfig, TlsConfig};
 pub use postgres::{LargePayloads, PostgresConfig};
-pub use redis::{Foreign, RedisConfig, Topology, Wire};
+pub use redis::{Foreign, RedisConfig, Scripts, Topology, Wire};
 
 use crate::error::{Error, Result};
 

@@ -38,6 +38,20 @@ pub enum Wire {
     Dataknobs,
 }
 
+/// How the server runs the scripts of the bus.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Scripts {
+    /// As functions where an operator has loaded them, else as scripts.
+    #[default]
+    Auto,
+    /// As functions of the library that `eventbus redis-setup` loads: users need no right to run
+    /// scripts of their own.
+    Functions,
+    /// As scripts that every process loads by itself.
+    Eval,
+}
+
 /// What is heard beside the native wire.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -83,6 +97,8 @@ pub struct RedisConfig {
     /// What is heard beside the native wire; with the wire `dataknobs` that is heard anyway (default
     /// nothing).
     pub hear: Vec<Foreign>,
+    /// How the server runs the scripts of the bus.
+    pub scripts: Scripts,
     /// Largest message that is expected, in bytes: a server whose answers are larger than that allows
     /// is disconnected (default 1 MiB, with the wire `dataknobs` 16 MiB).
     pub max_message_bytes: Option<u64>,
@@ -122,6 +138,7 @@ impl Default for RedisConfig {
             channel_prefix: "events".into(),
             wire: Wire::default(),
             hear: Vec::new(),
+            scripts: Scripts::default(),
             max_message_bytes: None,
             sweep: Duration::from_secs(5),
             dedup_window: Duration::from_secs(24 * 3600),

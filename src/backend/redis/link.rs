@@ -1,7 +1,7 @@
 //! One supervised connection: made again for ever, proven alive by heartbeats, never silently dead.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -11,10 +11,13 @@ use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use super::dial::{Connection, Dialed, ask, pause, says};
+use super::library::{self, Unready};
+use super::scripts::{self, Calling};
 use super::identity::{self, ServerId, Servers};
 use crate::backend::{ConnectionState, Health};
 use crate::error::{Error, Result};
 use crate::guard::Room;
+use crate::config::Scripts;
 
 /// What all connections of a backend report.
 #[derive(Debug)]
@@ -105,8 +108,10 @@ pub(super) enum Trouble {
     Unsent,
     /// It was sent; whether it took effect is unknown.
     Lost,
-    /// The server does not know the script.
+    /// The server does not know the script, or the function.
     NoScript,
+    /// A full server runs no function that may need more memory; nothing was done.
+    Full(Error),
     /// The server cannot serve it now, another attempt (elsewhere) can succeed; nothing was done.
     Away,
     /// The server refuses it; nothing was done.
@@ -131,6 +136,8 @@ pub(super) struct Link {
     pub(super) status: Arc<Status>,
     endpoint: Mutex<String>,
     server: Mutex<ServerId>,
+    /// Whether scripts are called as functions.
+    functions: AtomicBool,
     ended: CancellationToken,
 }
 
@@ -150,6 +157,7 @@ impl Link {
             status,
             endpoint: Mutex::default(),
             server: Mutex::default(),
+            functions: AtomicBool::new(false),
             ended: CancellationToken::new(),
         }
     }
@@ -203,10 +211,53 @@ impl Link {
         }
     }
 
-    /// Sends a command once.
+    /// Returns how scripts are called.
+    pub(super) fn calling(&self) -> Calling {
+        if self.functions.load(Ordering::Relaxed) { Calling::Functions } else { Calling::Scripts }
+    }
+
+    pub(super) fn call_by(&self, calling: Calling) {
+        self.functions.store(calling == Calling::Functions, Ordering::Relaxed);
+    }
+
+    /// Sends a command once; a function that a full server refuses as a whole is sent a second time,
+    /// as one that refuses by itself what needs more memory.
     pub(super) async fn send(&self, command: &Cmd, deadline: Instant) -> Result<Value, Trouble> {
+        let other = scripts::recast(command, self.calling());
+        let command = other.as_ref().unwrap_or(command);
+        match self.send_once(command, deadline).await {
+            Err(Trouble::Full(error)) => match scripts::when_full(command) {
+                Some(command) => self.send_once(&command, deadline).await,
+                None => Err(Trouble::Refused(error)),
+            },
+            answer => answer,
+        }
+    }
+
+    async fn send_once(&self, command: &Cmd, deadline: Instant) -> Result<Value, Trouble> {
         let Live { mut connection, number, .. } = self.live(deadline).await?;
         self.answer(ask(&mut connection, command), number, deadline).await
+    }
+
+    /// Makes the server ready to run the scripts, which it may have been told to forget.
+    ///
+    /// # Errors
+    /// `Refused` when it cannot be; other trouble shows at the next command.
+    pub(super) async fn prepare(&self, wanted: Scripts, deadline: Instant) -> Result<(), Trouble> {
+        let Live { mut connection, number, .. } = self.live(deadline).await?;
+        let trouble = match timeout_at(deadline, library::prepare(&mut connection, wanted)).await {
+            Ok(Ok(calling)) => {
+                self.call_by(calling);
+                return Ok(());
+            }
+            Ok(Err(Unready::Refused(error))) => self.trouble(&error, number),
+            Ok(Err(Unready::Library(reason))) => {
+                let endpoint = self.endpoint();
+                Trouble::Refused(Error::Refused { endpoint, reason, remedy: library::REMEDY })
+            }
+            Err(_) => Trouble::Unsent,
+        };
+        if matches!(trouble, Trouble::Refused(_)) { Err(trouble) } else { Ok(()) }
     }
 
     /// Waits for an answer until the deadline, or until the connection was given up.
@@ -266,6 +317,10 @@ impl Link {
         };
         match error.code() {
             Some("NOSCRIPT") => Trouble::NoScript,
+            Some(_) if library::is_unknown(error) => Trouble::NoScript,
+            Some("OOM") if error.detail().is_some_and(|said| said.contains("allow-oom")) => {
+                Trouble::Full(self.refused(error))
+            }
             Some(
                 "READONLY" | "MASTERDOWN" | "CLUSTERDOWN" | "MOVED" | "ASK" | "TRYAGAIN"
                 | "LOADING",
@@ -322,7 +377,7 @@ impl Link {
         trouble: Trouble,
     ) -> Error {
         match trouble {
-            Trouble::Refused(error) => error,
+            Trouble::Refused(error) | Trouble::Full(error) => error,
             Trouble::Lost => self.too_late(operation, after, true),
             Trouble::Unsent | Trouble::Away | Trouble::NoScript => {
                 self.too_late(operation, after, false)
@@ -424,6 +479,6 @@ pub(super) async fn subscribe(
 }
 
 /// Whether a script was stopped by a right that its user lacks.
-fn is_denied(reason: &str) -> bool {
+pub(super) fn is_denied(reason: &str) -> bool {
     reason.contains("NOPERM") || reason.contains("user executing the script can't")
 }

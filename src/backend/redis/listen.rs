@@ -21,6 +21,11 @@ use crate::backend::feeds::Feeds;
 use crate::backend::{Gap, GapCause};
 use crate::topic::Binding;
 
+/// Most calls of other processes that wait for their turn.
+pub(super) const MOST_CALLS: usize = 10_000;
+/// Longest call in bytes: two numbers, or the name of a process.
+const LONGEST_CALL: usize = 100;
+
 /// What reads what the server pushes; runs on the connection's own task and never waits.
 #[derive(Debug)]
 pub(super) struct Receiver {
@@ -30,7 +35,7 @@ pub(super) struct Receiver {
     pub(super) link: Arc<Link>,
     pub(super) hole: Hole,
     /// What does what other processes ask for.
-    pub(super) calls: mpsc::UnboundedSender<Call>,
+    pub(super) calls: mpsc::Sender<Call>,
     context: Arc<Context>,
     latest: Mutex<Latest>,
 }
@@ -93,7 +98,7 @@ impl Receiver {
         context: Arc<Context>,
         names: Names,
         link: Arc<Link>,
-        calls: mpsc::UnboundedSender<Call>,
+        calls: mpsc::Sender<Call>,
     ) -> Self {
         let (feeds, hole, latest) = (Feeds::default(), Hole::default(), Mutex::default());
         let waits = Arc::clone(&context.waits);
@@ -135,12 +140,10 @@ impl Receiver {
                 // Whoever waits for it may hold up what takes the calls.
                 return self.context.count_answer();
             }
-            let _ = String::from_utf8(payload).map(|what| self.calls.send(Call::Wake(what)));
-            return;
+            return self.call(payload, Call::Wake);
         }
         if channel == self.names.lost.as_bytes() {
-            let _ = String::from_utf8(payload).map(|caller| self.calls.send(Call::Lost(caller)));
-            return;
+            return self.call(payload, Call::Lost);
         }
         let payload = Bytes::from(payload);
         if self.latest.lock().is_copy(channel, &payload, way) {
@@ -152,6 +155,15 @@ impl Receiver {
             self.dataknobs(channel, payload)
         };
         if read.is_none() {
+            self.link.status.malformed.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Passes on what another process asks for. What is too much is dropped: the sweep finds what
+    /// nobody was woken for.
+    fn call(&self, payload: Vec<u8>, what: impl FnOnce(String) -> Call) {
+        let call = String::from_utf8(payload).ok().filter(|text| text.len() <= LONGEST_CALL);
+        if call.is_none_or(|text| self.calls.try_send(what(text)).is_err()) {
             self.link.status.malformed.fetch_add(1, Ordering::Relaxed);
         }
     }

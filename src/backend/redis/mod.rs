@@ -12,7 +12,8 @@
 //! - `listen`: broadcasts; `hole`: when a gap is told; `kept`: those kept for replay; `message`: the
 //!   stored form of a message, which is also its frame
 //! - `raw`: single commands and channels, for wires that others have made
-//! - `checks`: what an operator should know of the server; `scripts`: the scripts
+//! - `checks`: what an operator should know of the server; `scripts`: the scripts; `library`: how the
+//!   server runs them; `setup`: what loads them as functions, for operators
 
 mod batch;
 mod bounds;
@@ -25,6 +26,7 @@ mod hole;
 mod identity;
 mod kept;
 mod lanes;
+mod library;
 mod link;
 mod listen;
 mod message;
@@ -35,6 +37,7 @@ mod raw;
 mod registry;
 mod scripts;
 mod session;
+mod setup;
 mod single;
 mod waits;
 
@@ -48,6 +51,7 @@ use parking_lot::RwLock;
 use tokio::time::Instant;
 
 pub use self::raw::{RedisClient, Reply};
+pub use self::setup::{Loaded, Setup, setup};
 
 use self::dial::Dialer;
 use self::session::Session;

@@ -8,7 +8,6 @@ use bytes::Bytes;
 use redis::{Cmd, Value};
 use tokio::time::Instant;
 
-use super::lanes::load;
 use super::link::Trouble;
 use super::message::{self, HEAD};
 use super::registry::{read_binding, text, write_binding};
@@ -87,7 +86,7 @@ impl Session {
         loop {
             match self.context.refresh(deadline).await {
                 Ok(()) => return Ok(()),
-                Err(Trouble::NoScript) => load(&self.context, deadline).await,
+                Err(Trouble::NoScript) => self.context.prepare(deadline).await?,
                 Err(Trouble::Lost) if Instant::now() < deadline => {}
                 Err(Trouble::Away) if Instant::now() < deadline => {
                     tokio::time::sleep(Duration::from_millis(50)).await;
@@ -104,7 +103,8 @@ impl Session {
             return Err(Error::InvalidArgument { what: "max_length", value: "0".into(), rule });
         }
         self.hear_lost().await;
-        self.run("declare", |_| context::declare(&self.prefix, &spec)).await?;
+        let calling = self.commands.calling();
+        self.run("declare", |_| context::declare(calling, &self.prefix, &spec)).await?;
         self.refresh().await?;
         self.remember(spec);
         if !self.knows_persistence.swap(true, Ordering::Relaxed) {
