@@ -20,6 +20,7 @@ __all__ = [
     "Kind",
     "Read",
     "as_flag",
+    "as_host",
     "as_port",
     "as_text",
     "read",
@@ -36,6 +37,7 @@ Given = tuple[str, Any, bool]
 _MOST = 2**63 - 1
 _CENTURY = 100 * 365 * 86_400
 _FLAGS = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
+_LOGIN = re.compile(r"://.*@")
 _SCHEMA = re.compile(r"[a-z_][a-z0-9_]{0,40}")
 
 
@@ -139,6 +141,13 @@ def as_text(value: Any, _text: bool) -> str:
     if not isinstance(value, str) or not value or "\0" in value or not _encodable(value):
         raise ValueError("must be a str, not empty, of UTF-8 without NUL")
     return value
+
+
+def as_host(value: Any, text: bool) -> str:
+    """Read a host, an address or the path of a socket: no URL, which messages would repeat."""
+    if _LOGIN.search(as_text(value, text)):
+        raise ValueError("must be a host, an address or the path of a socket")
+    return str(value)
 
 
 def _any_text(value: Any, _text: bool) -> str:
@@ -277,7 +286,7 @@ POSTGRES = Kind(
     "Postgres",
     {
         **_SERVER,
-        "host": as_text,
+        "host": as_host,
         "port": as_port,
         "database": as_text,
         "schema": _schema,
@@ -351,6 +360,8 @@ def _problem(kind: Kind, key: str, value: Any, error: ValueError) -> str:
     if key in _SECRETS:
         return f"{key} {error}"
     prefix = f"{kind.product} " if key == "port" else ""
+    if isinstance(value, str) and _LOGIN.search(value):
+        return f"{key} {error} (its value is not repeated: it looks like a URL)"
     shown = repr(value)
     return f"{prefix}{key}={shown if len(shown) <= 100 else shown[:97] + '...'} {error}"
 

@@ -10,11 +10,11 @@ from eventbus.backends import plan_redis
 from eventbus.broker import UNSET, BrokerEventBus, given, made, settle
 from eventbus.bus_config import EventBusConfig, first_is_config, merged_options
 from eventbus.config import Password
-from eventbus.options import REDIS, as_flag, as_port, as_text, read
+from eventbus.options import REDIS, as_flag, as_host, as_port, read
 
 __all__ = ["RedisEventBus", "RedisEventBusConfig"]
 
-_EXTRA = {"host": as_text, "port": as_port, "ssl": as_flag}
+_EXTRA = {"host": as_host, "port": as_port, "ssl": as_flag}
 
 
 @dataclass(frozen=True, repr=False)
