@@ -186,12 +186,16 @@ class RedisOwnOptions(TypedDict, total=False):
         db: Number of the database (default 0; a cluster has no other).
         prefix: What every key of the bus begins with: buses of different prefixes never meet
             (default ``eventbus``).
+        scripts: How the server runs the scripts of the bus: ``functions``, the library that
+            ``eventbus redis-setup`` loads; ``eval``, scripts that every process loads; ``auto``,
+            the library where it is loaded, else scripts (default ``auto``).
         sentinel_username: Who logs in at the sentinels (default none).
         sentinel_password: Its password, or a function that returns it (default none).
     """
 
     db: int
     prefix: str
+    scripts: Literal["auto", "functions", "eval"]
     sentinel_username: str | None
     sentinel_password: Password | None
 

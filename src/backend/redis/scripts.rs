@@ -107,7 +107,7 @@ static BUILT: LazyLock<(String, String)> = LazyLock::new(|| {
     for script in all() {
         // Writing to a string cannot fail.
         let (name, body) = (script.name, script.text);
-        let _ = write!(text, "functions['{name}'] = function(KEYS, ARGV, redis)\n{body}\nend\n");
+        let _ = write!(text, "register('{name}', function(KEYS, ARGV, redis)\n{body}\nend)\n");
     }
     let digest = redis::Script::new(&format!("{text}{after}")).get_hash().to_owned();
     (format!("{text}{}", after.replace("DIGEST", &digest)), digest)

@@ -1,8 +1,6 @@
 #!lua name=LIBRARY
 -- The scripts of eventbus as functions, loaded by `eventbus redis-setup`.
-local functions = {}
 
--- FUNCTIONS
 -- What needs more memory: a full server refuses it, unless something was written before.
 local GROWS = {
   HSET = true, HSETNX = true, HINCRBY = true, SET = true, SADD = true, RPUSH = true, LPUSH = true,
@@ -42,7 +40,8 @@ local function commands_when_full()
   }
 end
 
-for name, run in pairs(functions) do
+-- A script as two functions: for a server with room, and for a full one.
+local function register(name, run)
   redis.register_function('LIBRARY_' .. name, function(keys, arguments)
     return run(keys, arguments, redis)
   end)
@@ -55,6 +54,7 @@ for name, run in pairs(functions) do
   }
 end
 
+-- FUNCTIONS
 redis.register_function{
   function_name = 'LIBRARY_about',
   callback = function()
