@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from chaos.load import drained, soon
-from eventbus import Bus, Event, RetryPolicy, connect
+from eventbus import Bus, Event, EventBusError, EventType, RetryPolicy, connect
 from servers.brokers import QUICK
 from servers.redis_server import RedisServer
 
@@ -46,7 +49,7 @@ async def as_user(server: RedisServer, name: str, **options: Any) -> Bus:
 def denied(server: RedisServer) -> list[str]:
     """Return what the server refused since the last call, as ``user: command``."""
     with server.client() as client:
-        entries = client.acl_log()
+        entries = client.acl_log(count=100_000)
         client.acl_log_reset()
     return [f"{entry['username']}: {entry['object']}" for entry in entries]
 
@@ -69,11 +72,16 @@ async def consume(bus: Bus) -> None:
         done.append(event.payload)
         if event.payload == "fails":
             raise ValueError("no")
+        if event.payload == "slow":
+            await asyncio.sleep(0.4)
 
+    await bus.declare_group("large", "large")
     exact = await bus.subscribe("work", lambda event: seen.append(event.payload))
     wide = await bus.subscribe("pattern", print, "wor*")
     once = RetryPolicy(max_attempts=1)
-    consumer = await bus.consume("work", handle, group="group", retry=once)
+    # Two queues: what is claimed is taken out of several places.
+    topics = ["work", "more"]
+    consumer = await bus.consume(topics, handle, group="group", retry=once, lease=0.3)
     await bus.publish("work", 1, key="key", dedup_id="once")
     await bus.publish_many([("work", 2), ("work", 3)])
     await bus.publish("work", 4, delay=0.05)
@@ -92,7 +100,15 @@ async def consume(bus: Bus) -> None:
     assert await dead.retry(letter.message_id)
     [letter] = await died()
     await dead.discard(letter.message_id)
+    await bus.publish("work", "slow")
+    assert await soon(lambda: "slow" in done, 5)
+    await drained(bus, "group", 5)
     await consumer.stop()
+    # One claim takes both, and gives back what its answer has no room for.
+    await bus.publish_many([("large", "x" * 700_000), ("large", "y" * 700_000)])
+    async with bus.deliveries("large", group="large") as deliveries:
+        for _ in range(2):
+            await (await anext(deliveries)).ack()
     await exact.cancel()
     await wide.cancel()
 
@@ -103,7 +119,7 @@ async def publish(bus: Bus) -> None:
     await bus.publish("paper", 1)
     await bus.publish_many([("paper", 2), ("paper", 3)])
     for number in range(2):
-        await bus.publish("paper", number, ttl=0.001, key="key", unique=f"u{number}")
+        await bus.publish("paper", number, expires_after=0.001, key="key", unique=f"u{number}")
     await bus.publish("paper", 4, delay=60, dedup_id="once")
     await bus.publish("paper", 5, priority=1, unique="u5")
     async with bus.transaction() as tx:
@@ -130,7 +146,7 @@ async def operate(bus: Bus) -> None:
     for number in range(3):
         await bus.publish("work", number)
         await bus.publish("work", number, delay=60, key="later")
-    event = Event("work", 9)
+    event = Event(EventType.CUSTOM, "work", 9)
     await bus.publish("work", event, delay=60)
     assert await bus.promote_message(event)
     assert await bus.cancel_message(event, group="kept")
@@ -142,13 +158,34 @@ async def operate(bus: Bus) -> None:
     await bus.delete_group("kept")
     await bus.delete_group("group")
     await bus.delete_group("papers")
+    await bus.delete_group("large")
+
+
+async def keep(bus: Bus) -> None:
+    """Publish on a bus that keeps broadcasts."""
+    for number in range(3):
+        await bus.publish("kept", number)
 
 
 async def replay(bus: Bus) -> None:
-    """Publish on a bus that keeps broadcasts, and read them again."""
-    for number in range(3):
-        await bus.publish("kept", number)
-    seen: list[Any] = []
-    again = await bus.subscribe("kept", lambda event: seen.append(event.payload), since="beginning")
-    assert await soon(lambda: len(seen) == 3, 5)
-    await again.cancel()
+    """Read what was kept again, from places found in every way."""
+    for since in ("beginning", datetime.now(UTC) + timedelta(hours=1), str(uuid4())):
+        seen: list[Any] = []
+        again = await bus.subscribe("kept", lambda event: seen.append(event.payload), since=since)
+        assert await soon(lambda: since != "beginning" or seen == [1, 2], 5)
+        await again.cancel()
+
+
+async def drain(bus: Bus) -> None:
+    """Do on a full server what consumers do there; what was left is claimed and settled."""
+    with contextlib.suppress(EventBusError):
+        await bus.publish("left", "more")
+    await bus.publish("nobody", 1)
+    async with bus.deliveries("left", group="left", lease=0.6) as deliveries:
+        delivery = await anext(deliveries)
+        # Long enough for a renewal, which a full server may refuse.
+        await asyncio.sleep(0.5)
+        await delivery.ack()
+    await bus.read("nothing")
+    await bus.inspect()
+    await bus.message(str(uuid4()))

@@ -110,7 +110,7 @@ pub(super) enum Trouble {
     Lost,
     /// The server does not know the script, or the function.
     NoScript,
-    /// A full server runs no function that may need more memory; nothing was done.
+    /// The server is full; nothing was done.
     Full(Error),
     /// The server cannot serve it now, another attempt (elsewhere) can succeed; nothing was done.
     Away,
@@ -318,9 +318,7 @@ impl Link {
         match error.code() {
             Some("NOSCRIPT") => Trouble::NoScript,
             Some(_) if library::is_unknown(error) => Trouble::NoScript,
-            Some("OOM") if error.detail().is_some_and(|said| said.contains("allow-oom")) => {
-                Trouble::Full(self.refused(error))
-            }
+            Some("OOM") => Trouble::Full(self.refused(error)),
             Some(
                 "READONLY" | "MASTERDOWN" | "CLUSTERDOWN" | "MOVED" | "ASK" | "TRYAGAIN"
                 | "LOADING",
