@@ -225,11 +225,14 @@ impl Link {
     pub(super) async fn send(&self, command: &Cmd, deadline: Instant) -> Result<Value, Trouble> {
         let other = scripts::recast(command, self.calling());
         let command = other.as_ref().unwrap_or(command);
-        match self.send_once(command, deadline).await {
-            Err(Trouble::Full(error)) => match scripts::when_full(command) {
-                Some(command) => self.send_once(&command, deadline).await,
-                None => Err(Trouble::Refused(error)),
-            },
+        let mut answer = self.send_once(command, deadline).await;
+        if matches!(answer, Err(Trouble::Full(_)))
+            && let Some(command) = scripts::when_full(command)
+        {
+            answer = self.send_once(&command, deadline).await;
+        }
+        match answer {
+            Err(Trouble::Full(error)) => Err(Trouble::Refused(error)),
             answer => answer,
         }
     }
