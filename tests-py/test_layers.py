@@ -77,6 +77,7 @@ BUS_LAYER = {
     "outcomes",
     "payloads",
     "redis_client",
+    "redis_setup",
     "stream",
     "subscription",
     "types",

@@ -35,6 +35,7 @@ __all__ = [
     "decode",
     "encode",
     "migrate",
+    "redis_setup",
 ]
 
 __version__: str
@@ -547,6 +548,9 @@ class RedisSubscription:
 def migrate(
     config: dict[str, Any], grant_role: str | None, apply: bool
 ) -> Pending[tuple[int, int, str]]: ...
+def redis_setup(
+    config: dict[str, Any], apply: bool
+) -> Pending[tuple[str, str, list[tuple[str, str]]]]: ...
 
 @final
 class CoreTransaction:

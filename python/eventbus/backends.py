@@ -47,7 +47,7 @@ _STORE = (
     "retention",
     "retention_max",
 )
-_SHARED = ("channel_prefix", "wire", "sweep", *_STORE)
+_SHARED = ("channel_prefix", "wire", "hear", "max_message_bytes", "sweep", *_STORE)
 _POSTGRES = (
     "database",
     "schema",
@@ -315,7 +315,7 @@ def plan_redis(
         "endpoints": endpoints,
         "topology": topology,
         "net": _net(values, encrypted, remedy, problems),
-        **_picked(values, ("db", "prefix", *_SHARED)),
+        **_picked(values, ("db", "prefix", "scripts", *_SHARED)),
     }
     return Plan("redis", config, {"delivery": "queued", **_bus(values, _BUS)})
 

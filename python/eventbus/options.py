@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 from eventbus.config import seconds
 from eventbus.errors import ConfigError
@@ -114,6 +114,23 @@ def _word(*valid: str) -> Read:
     return read
 
 
+def _words(*valid: str) -> Read:
+    rule = f"must name only {', '.join(valid)}"
+
+    def read(value: Any, _text: bool) -> list[str]:
+        parts: Any = value.split(",") if isinstance(value, str) else value
+        if not isinstance(parts, tuple | list | set | frozenset):
+            raise ValueError(rule)
+        names: list[Any] = list(cast("Iterable[Any]", parts))
+        names = [one.strip() if isinstance(one, str) else one for one in names]
+        names = [one for one in names if one != ""]
+        if any(one not in valid for one in names):
+            raise ValueError(rule)
+        return list(dict.fromkeys(names))
+
+    return read
+
+
 def _queued(value: Any, _text: bool) -> str:
     if value != "queued":
         raise ValueError("must be queued: only a memory bus calls handlers inline")
@@ -212,6 +229,7 @@ _SERVER: dict[str, Read] = {
     "heartbeat": _time,
     "sweep": _time,
     "wire": _word("native", "dataknobs"),
+    "hear": _words("dataknobs"),
 }
 
 
@@ -258,6 +276,7 @@ REDIS = Kind(
         "db": _whole(0, 2**32 - 1),
         "prefix": _key_prefix,
         "channel_prefix": _any_text,
+        "scripts": _word("auto", "functions", "eval"),
         "sentinel_username": as_text,
         "sentinel_password": _secret,
         **_COMMON,

@@ -13,7 +13,7 @@ use serde::Deserialize;
 pub use memory::MemoryConfig;
 pub use net::{Endpoint, NetConfig, TlsConfig};
 pub use postgres::{Bodies, LargePayloads, PostgresConfig, Unsigned};
-pub use redis::{RedisConfig, Topology, Wire};
+pub use redis::{Foreign, RedisConfig, Scripts, Topology, Wire};
 
 use crate::error::{Error, Result};
 use crate::signing::Keys;

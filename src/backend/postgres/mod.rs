@@ -32,6 +32,7 @@ mod kept;
 mod link;
 mod live;
 mod messages;
+mod meter;
 mod migration;
 mod notices;
 mod operate;
@@ -399,6 +400,7 @@ impl Backend for PostgresBackend {
                     .into(),
             );
         }
+        warnings.extend(link.connector.room.warning());
         Health {
             state: live.state(),
             server: link.server.lock().clone(),
@@ -406,7 +408,7 @@ impl Backend for PostgresBackend {
             warnings,
             last_error: link.last_error.lock().clone(),
             reconnects: link.reconnects.load(Ordering::Relaxed),
-            malformed: link.malformed.load(Ordering::Relaxed),
+            malformed: link.malformed.load(Ordering::Relaxed) + link.connector.room.overruns(),
         }
     }
 

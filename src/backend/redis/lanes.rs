@@ -153,11 +153,12 @@ async fn send(context: &Context, producer: &str, number: u64, mut batch: Vec<Wai
             dedup_window: context.dedup_window,
             again: sent,
         };
+        let calling = context.link.calling();
         let single =
-            if packed { None } else { single::write(&header, &context.prefix, &transactions) };
+            if packed { None } else { single::write(&header, calling, &context.prefix, &transactions) };
         let (command, encoded) = single.unwrap_or_else(|| {
             let encoded = Batch::write(&header, &transactions);
-            let mut command = scripts::COMMIT.call(&context.prefix);
+            let mut command = scripts::COMMIT.call(calling, &context.prefix);
             command.arg(&encoded.bytes[..]);
             (command, encoded)
         });
@@ -187,10 +188,10 @@ async fn send(context: &Context, producer: &str, number: u64, mut batch: Vec<Wai
                 return;
             }
             Err(Trouble::Refused(error)) => error,
-            Err(Trouble::NoScript) => {
-                load(context, deadline).await;
-                continue;
-            }
+            Err(Trouble::NoScript) => match context.prepare(deadline).await {
+                Ok(()) => continue,
+                Err(error) => error,
+            },
             Err(Trouble::Lost) if Instant::now() < deadline => {
                 sent = true;
                 continue;
@@ -216,11 +217,3 @@ fn nonsense() -> Trouble {
     Trouble::Refused(Error::Internal { reason })
 }
 
-/// Makes the server know the scripts, which it may have been told to forget.
-pub(super) async fn load(context: &Context, deadline: Instant) {
-    for script in scripts::all() {
-        if context.link.send(&script.load(), deadline).await.is_err() {
-            return;
-        }
-    }
-}
