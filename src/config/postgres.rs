@@ -165,7 +165,7 @@ impl PostgresConfig {
         problems.some_time("dedup_window", self.dedup_window);
         problems.retention(self.retention_max);
         problems.replay(self.wire, self.kept());
-        problems.signing(self.wire, &self.signing_keys);
+        problems.signing(self.wire, &self.hear, &self.signing_keys);
         if self.wire == Wire::Dataknobs && self.broadcast_bodies == Some(Bodies::Table) {
             let why = "processes of the wire dataknobs read bodies in notifications only";
             problems.add(format!("broadcast_bodies is table, but {why}"));

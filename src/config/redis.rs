@@ -191,7 +191,7 @@ impl RedisConfig {
         problems.some_time("dedup_window", self.dedup_window);
         problems.retention(self.retention_max);
         problems.replay(self.wire, self.kept());
-        problems.signing(self.wire, &self.signing_keys);
+        problems.signing(self.wire, &self.hear, &self.signing_keys);
         problems.some_time("dead_retention", self.dead_retention);
         self.net.check(&mut problems);
         problems.end()
