@@ -288,12 +288,15 @@ async def test_postgres_refuses_what_one_tenant_tries_on_another(
 ) -> None:
     with psycopg.connect(database.url(user="bob"), autocommit=True) as bob:
         for attempt in REFUSED_BY_POSTGRES[kind]:
-            if attempt == "update bob.migrations set version = 99" and not database.execute(
-                "select not has_table_privilege('bob', 'bob.migrations', 'update')"
-            )[0][0]:
+            if (
+                attempt == "update bob.migrations set version = 99"
+                and not database.execute(
+                    "select not has_table_privilege('bob', 'bob.migrations', 'update')"
+                )[0][0]
+            ):
                 continue
-            if attempt.startswith(("vacuum", "select query")):
-                # Skipped with a warning; hidden.
+            if attempt.startswith("select query"):
+                # Hidden: there is no such row.
                 with contextlib.suppress(psycopg.errors.DivisionByZero):
                     bob.execute(attempt)
                 continue

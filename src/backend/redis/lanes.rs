@@ -154,8 +154,11 @@ async fn send(context: &Context, producer: &str, number: u64, mut batch: Vec<Wai
             again: sent,
         };
         let calling = context.link.calling();
-        let single =
-            if packed { None } else { single::write(&header, calling, &context.prefix, &transactions) };
+        let single = if packed {
+            None
+        } else {
+            single::write(&header, calling, &context.prefix, &transactions)
+        };
         let (command, encoded) = single.unwrap_or_else(|| {
             let encoded = Batch::write(&header, &transactions);
             let mut command = scripts::COMMIT.call(calling, &context.prefix);
@@ -216,4 +219,3 @@ fn nonsense() -> Trouble {
     let reason = "the commit script gave an answer that cannot be read".to_owned();
     Trouble::Refused(Error::Internal { reason })
 }
-

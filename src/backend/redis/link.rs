@@ -11,13 +11,13 @@ use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use super::dial::{Connection, Dialed, ask, pause, says};
+use super::identity::{self, ServerId, Servers};
 use super::library::{self, Unready};
 use super::scripts::{self, Calling};
-use super::identity::{self, ServerId, Servers};
 use crate::backend::{ConnectionState, Health};
+use crate::config::Scripts;
 use crate::error::{Error, Result};
 use crate::guard::Room;
-use crate::config::Scripts;
 
 /// What all connections of a backend report.
 #[derive(Debug)]

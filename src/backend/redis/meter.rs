@@ -32,7 +32,8 @@ pub(super) struct Replies {
 impl Meter for Replies {
     fn measure(&mut self, mut bytes: &[u8], limit: Limit) -> Result<(), String> {
         while !bytes.is_empty() {
-            let taken = if self.text > 0 { self.in_text(bytes) } else { self.in_line(bytes, limit)? };
+            let taken =
+                if self.text > 0 { self.in_text(bytes) } else { self.in_line(bytes, limit)? };
             bytes = bytes.get(taken..).unwrap_or_default();
         }
         Ok(())
@@ -93,7 +94,9 @@ impl Replies {
             b'*' | b'~' | b'>' => self.open(length_of(kind, number)?, limit)?,
             b'%' if number == Some(0) => self.end_value(),
             b'%' => self.open(length_of(kind, number)?.saturating_mul(2), limit)?,
-            b'|' => self.open(length_of(kind, number)?.saturating_mul(2).saturating_add(1), limit)?,
+            b'|' => {
+                self.open(length_of(kind, number)?.saturating_mul(2).saturating_add(1), limit)?
+            }
             other => return Err(format!("the server's reply begins with {:?}", char::from(other))),
         }
         Ok(())

@@ -85,9 +85,10 @@ fn unable(endpoint: &Endpoint, error: &RedisError) -> Error {
         (Some("ERR"), Some(said)) if said.starts_with("unknown command") => {
             net::failed(endpoint, &"it has no functions: that needs Redis 7; use scripts=eval")
         }
-        (Some("NOPERM"), _) => {
-            net::failed(endpoint, &"the user may not load functions: grant +function|load and +function|list")
-        }
+        (Some("NOPERM"), _) => net::failed(
+            endpoint,
+            &"the user may not load functions: grant +function|load and +function|list",
+        ),
         _ => refusal(endpoint, error),
     }
 }
