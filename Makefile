@@ -13,6 +13,8 @@ VENV ?= .venv
 TOOLS ?= .tools
 # --locked: Cargo.lock is what was tested. After editing Cargo.toml: make test LOCKED=
 LOCKED ?= --locked
+# Processes of the Python tests; each starts servers of its own.
+TEST_PROCESSES ?= 2
 # Inputs for each decoder, and seconds for one of them.
 FUZZ_RUNS ?= 10000000
 FUZZ_TIMEOUT ?= 5
@@ -93,7 +95,7 @@ browser: ## Install the browser of the tests, where it is missing
 
 .PHONY: test-python
 test-python: servers browser build $(VENV)/.dev ## Python tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist worksteal
 
 .PHONY: lint-rust
 lint-rust: guard $(VENV)/.ready ## rustfmt, clippy per feature set, guards
@@ -150,18 +152,15 @@ fuzz: build ## Give every decoder FUZZ_RUNS (10 million) inputs; needs cargo-fuz
 	$(BIN)/python fuzz/decoders.py --runs $(FUZZ_RUNS) --timeout $(FUZZ_TIMEOUT)
 
 .PHONY: audit
-audit: audit-rust audit-python ## Known vulnerabilities of both languages (fetches the advisory databases)
-
-.PHONY: audit-rust
-audit-rust: tools
-	cargo deny $(LOCKED) check advisories
-
-.PHONY: audit-python
-audit-python: $(VENV)/.ready
+audit: $(VENV)/.ready ## Known vulnerabilities of both languages; says when a database could not be had
 	@# The newest pip-audit on purpose: an old one misses what it should find.
-	$(PIP) install --upgrade pip-audit
-	$(BIN)/pip-audit --disable-pip --no-deps -r requirements-dev.lock -r requirements-bench.lock
-	$(BIN)/pip-audit --disable-pip --no-deps -r requirements-bench-arq.lock
+	@$(PIP) install --upgrade pip-audit || echo "audit: pip-audit could not be installed" >&2
+	@$(MAKE) --no-print-directory tools || echo "audit: cargo-deny could not be installed" >&2
+	@scripts/audit $(BIN)
+
+.PHONY: sanitize
+sanitize: $(VENV)/.dev ## Tests of the bindings under AddressSanitizer; needs a nightly toolchain and libasan
+	scripts/sanitize $(BIN)/python
 
 .PHONY: wheel
 wheel: $(VENV)/.maturin ## Build the release wheel into dist/

@@ -16,6 +16,9 @@ __all__ = ["Liveness", "RecordLiveness"]
 
 log = logging.getLogger("eventbus.background")
 
+# Malformed records that a manager names in the log, each once: a stranger may write any number.
+_MOST_TOLD = 100
+
 
 class Liveness(Protocol):
     """The signs of life of a manager, and the list of what it runs."""
@@ -61,6 +64,7 @@ class RecordLiveness:
         self._managers = f"{prefix}/manager/"
         self._running = f"{prefix}/running/"
         self._lease = lease
+        self._told: set[str] = set()
         self.owner = uuid.uuid4().hex
 
     async def renew(self) -> None:
@@ -103,7 +107,9 @@ class RecordLiveness:
             for record in page:
                 owner = _owner(record)
                 if owner is None:
-                    log.debug("not a task that runs key=%s", record.key)
+                    if record.key not in self._told and len(self._told) < _MOST_TOLD:
+                        self._told.add(record.key)
+                        log.warning("malformed record key=%s", record.key)
                     continue
                 if owner not in alive:
                     alive[owner] = await self._bus.read(self._managers + owner) is not None

@@ -23,6 +23,7 @@ from eventbus.config import Seconds, seconds
 from eventbus.errors import (
     BusClosedError,
     ConnectError,
+    DecodeError,
     EventBusError,
     InvalidArgumentError,
     NotConnectedError,
@@ -39,7 +40,7 @@ __all__ = ["BackgroundTask", "BackgroundTaskManager"]
 log = logging.getLogger("eventbus.background")
 
 _SWEEP = 2.0  # most seconds between two looks for tasks of dead managers
-_WATCHED = 1000  # states buffered per watcher; each is whole, so that older ones may go
+_WATCHED = 100  # states buffered per watcher; each is whole, so that older ones may go
 
 
 class _Watcher:
@@ -366,7 +367,11 @@ class BackgroundTaskManager:
                 await self._liveness.renew()
                 await self._store_ends()
                 for task_id in await self._liveness.orphans():
-                    await self._bury(task_id)
+                    try:
+                        await self._bury(task_id)
+                    except DecodeError as error:
+                        # A record that somebody else wrote; the other tasks do not wait for it.
+                        log.warning("cannot bury a task task=%s reason=%s", task_id, error)
             except BusClosedError:
                 return
             except EventBusError as error:

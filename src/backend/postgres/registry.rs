@@ -32,6 +32,8 @@ pub(super) struct Registry {
     pub(super) version: i32,
     /// Whether broadcasts are kept for replay.
     pub(super) keeps: bool,
+    /// Whether bodies of broadcasts are kept out of notifications.
+    pub(super) parts: bool,
     /// Which bus this is, as its schema says.
     pub(super) bus: String,
     /// Bindings that nobody could have declared; they match nothing.
@@ -57,6 +59,7 @@ impl Registry {
             self.version = column(row, 0)?;
             self.keeps = column(row, 7)?;
             self.bus = column::<Option<String>>(row, 8)?.unwrap_or_default();
+            self.parts = column(row, 9)?;
             let Some(id) = column::<Option<i32>>(row, 1)? else { continue };
             if let Entry::Vacant(entry) = self.names.entry(id) {
                 let name: Arc<str> = column::<&str>(row, 2)?.into();

@@ -134,7 +134,7 @@ impl RedisClient {
         if self.open.lock().is_some() {
             return Ok(());
         }
-        let status = Arc::new(Status::default());
+        let status = Arc::new(Status::new(Arc::clone(&self.dialer.room)));
         let (unneeded, over) = mpsc::unbounded_channel();
         let open = Arc::new(Open {
             commands: Arc::new(Link::new("command connection", Arc::clone(&status))),
