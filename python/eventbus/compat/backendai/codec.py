@@ -160,7 +160,7 @@ def decode_args(data: object) -> tuple[Any, ...]:
     found = _unpacked(data)
     if not isinstance(found, tuple):
         raise DecodeError(f"not the arguments of an event: {type(found).__name__}")
-    arguments: tuple[Any, ...] = found
+    arguments: tuple[Any, ...] = cast("Any", found)
     return arguments
 
 
@@ -180,7 +180,7 @@ def decode_message(data: object) -> Message:
     source: Any = fields.get("agent_id" if old else "source")
     args: Any = fields.get("args")
     if isinstance(name, str) and isinstance(source, str) and isinstance(args, tuple):
-        arguments: tuple[Any, ...] = args
+        arguments: tuple[Any, ...] = cast("Any", args)
         return Message(name, source, arguments)
     wanted = (("name", name, str), ("source", source, str), ("args", args, tuple))
     key, value = next((key, value) for key, value, kind in wanted if not isinstance(value, kind))
