@@ -6,6 +6,7 @@
 //! - [`topic`]: topics, `fnmatch` patterns, and the index from a topic to what matches it
 //! - [`event`]: the immutable event, a plain value
 //! - [`codec`]: event ⇄ bytes: the native msgpack envelope and the DataKnobs JSON wire, with limits
+//! - [`signing`]: signatures of frames and notifications, with keys derived from secrets
 //! - [`retry`]: failed attempt → delay or dead letter
 //! - [`config`]: options, their defaults and units
 //! - [`net`]: streams to servers, with TLS
@@ -33,6 +34,7 @@ pub mod nudge;
 pub mod retry;
 pub mod ring;
 pub mod shutdown;
+pub mod signing;
 pub mod telemetry;
 pub mod topic;
 

@@ -26,7 +26,10 @@ __all__ = [
     "RetryPolicy",
     "RunIn",
     "Seconds",
+    "Secret",
     "ServerOptions",
+    "SigningKey",
+    "SigningOptions",
     "SslMode",
     "StoreOptions",
     "StreamOptions",
@@ -60,6 +63,26 @@ Password = str | Callable[[], str]
 """A password, or a function that returns it; called once, when the bus is made."""
 
 
+Secret = str | bytes
+"""The secret of a signature: at least 16 bytes, as ``secrets.token_hex(32)`` makes them."""
+
+SigningKey = Secret | Sequence[Secret] | Callable[[], Secret | Sequence[Secret]]
+"""A secret, several (the first signs, each verifies), or a function that returns them; called once,
+when the bus is made."""
+
+
+class SigningOptions(TypedDict, total=False):
+    """What every backend signs with.
+
+    Attributes:
+        signing_key: Secret, or secrets, by which what is published is signed, and without which
+            nothing received is accepted; never in a URL (default none; without effect on a memory
+            bus, which nothing leaves).
+    """
+
+    signing_key: SigningKey | None
+
+
 class StoreOptions(TypedDict, total=False):
     """How long every backend remembers what is settled.
 
@@ -81,7 +104,7 @@ class StoreOptions(TypedDict, total=False):
     retention_max: int | None
 
 
-class MemoryOptions(StoreOptions, total=False):
+class MemoryOptions(StoreOptions, SigningOptions, total=False):
     """Options of the memory backend.
 
     Attributes:
@@ -214,6 +237,12 @@ class PostgresOwnOptions(TypedDict, total=False):
         migrate: Whether connecting brings the schema up to date; otherwise its version is only
             checked, for a role without DDL rights (default true).
         pool_size: Most connections beside those that listen and commit (default 4).
+        accept_unsigned: What need not be signed although the bus has a ``signing_key``: ``sql``,
+            what the SQL function ``publish`` stored (default none).
+        broadcast_bodies: Where broadcasts stand: ``inline`` in notifications, which every role
+            that may connect reads, or ``table``, of which notifications only name the row; the
+            last one given holds for every process (default: as the bus is set, at first
+            ``inline``).
         large_payloads: How events go that are too large for a notification: ``table`` (default
             ``table``).
         sslmode: ``disable``, ``require``, ``verify-ca`` or ``verify-full``; ``allow`` and
@@ -231,6 +260,8 @@ class PostgresOwnOptions(TypedDict, total=False):
     schema: str
     migrate: bool
     pool_size: int
+    accept_unsigned: Literal["sql"] | None
+    broadcast_bodies: Literal["inline", "table"] | None
     large_payloads: Literal["table", "error"]
     sslmode: SslMode | None
     sslrootcert: str | PathLike[str] | None
@@ -239,13 +270,25 @@ class PostgresOwnOptions(TypedDict, total=False):
 
 
 class RedisOptions(
-    ServerOptions, RedisOwnOptions, StoreOptions, BufferOptions, StreamOptions, total=False
+    ServerOptions,
+    RedisOwnOptions,
+    SigningOptions,
+    StoreOptions,
+    BufferOptions,
+    StreamOptions,
+    total=False,
 ):
     """Options of ``connect`` for Redis."""
 
 
 class PostgresOptions(
-    ServerOptions, PostgresOwnOptions, StoreOptions, BufferOptions, StreamOptions, total=False
+    ServerOptions,
+    PostgresOwnOptions,
+    SigningOptions,
+    StoreOptions,
+    BufferOptions,
+    StreamOptions,
+    total=False,
 ):
     """Options of ``connect`` for Postgres."""
 

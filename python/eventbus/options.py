@@ -10,6 +10,7 @@ from typing import Any, cast
 
 from eventbus.config import seconds
 from eventbus.errors import ConfigError
+from eventbus.signing import read_signing_key
 
 __all__ = [
     "MEMORY",
@@ -211,6 +212,7 @@ _COMMON: dict[str, Read] = {
     "retention": _keeping,
     "retention_max": _whole(1),
     "partitions": _whole(1),
+    "signing_key": read_signing_key,
 }
 
 _SERVER: dict[str, Read] = {
@@ -294,6 +296,8 @@ POSTGRES = Kind(
         "pool_size": _whole(1),
         "channel_prefix": _channel_word,
         "large_payloads": _word("table", "error"),
+        "accept_unsigned": _word("sql"),
+        "broadcast_bodies": _word("inline", "table"),
         "sslmode": _word(*_SSL_MODES),
         **_COMMON,
     },
@@ -307,7 +311,7 @@ POSTGRES = Kind(
 )
 
 _KINDS = (MEMORY, REDIS, POSTGRES)
-_SECRETS = {"password", "sentinel_password", "connection_string"}
+_SECRETS = {"password", "sentinel_password", "connection_string", "signing_key"}
 
 
 @dataclass(slots=True)

@@ -4,11 +4,13 @@
 //! - [`read`], [`mod@write`]: msgpack tokens
 //! - [`envelope`]: the native frame
 //! - [`json`]: the DataKnobs frame
+//! - [`collisions`]: members of sets and maps whose hashes a sender has chosen
 //! - [`time`]: wall-clock times ⇄ ISO 8601 text; `wtf8`, `bigint`: text and integers beyond Rust's
 //!
 //! The first byte tells the two apart: `{` or JSON white space is JSON, no native frame begins so.
 
 mod bigint;
+pub mod collisions;
 pub mod envelope;
 pub mod json;
 pub mod read;
@@ -21,6 +23,7 @@ use bytes::Bytes;
 
 use crate::error::{Error, Result};
 use crate::event::Event;
+use crate::signing::{self, Keys};
 
 /// Limits checked before anything is allocated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -81,6 +84,19 @@ pub fn encode(event: &Event, wire: Wire, limits: &Limits) -> Result<Bytes> {
         Wire::Native => envelope::encode(event, limits),
         Wire::DataKnobs => json::encode(event, limits),
     }
+}
+
+/// Encodes an event as a native frame that is signed for the topic it is published on.
+///
+/// # Errors
+/// As [`encode`].
+pub fn encode_signed(event: &Event, topic: &str, keys: &Keys, limits: &Limits) -> Result<Bytes> {
+    let size = envelope::encoded_len(event) + signing::FRAME_BYTES;
+    value::check_size(size, limits)?;
+    let mut out = Vec::with_capacity(size);
+    envelope::encode_into(&mut out, event, limits)?;
+    keys.sign(topic, &mut out);
+    Ok(Bytes::from(out))
 }
 
 /// Decodes a received frame of either wire.

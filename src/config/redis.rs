@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Endpoint, NetConfig, Problems, Retention, seconds, some_seconds};
 use crate::error::Result;
+use crate::signing::Keys;
 
 /// How the servers of one Redis are arranged.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
@@ -94,6 +95,8 @@ pub struct RedisConfig {
     pub channel_prefix: String,
     /// What broadcasts are sent as.
     pub wire: Wire,
+    /// What signs what is sent, and what is received must be signed with (default none).
+    pub signing_keys: Keys,
     /// What is heard beside the native wire; with the wire `dataknobs` that is heard anyway (default
     /// nothing).
     pub hear: Vec<Foreign>,
@@ -137,6 +140,7 @@ impl Default for RedisConfig {
             prefix: "eventbus".into(),
             channel_prefix: "events".into(),
             wire: Wire::default(),
+            signing_keys: Keys::default(),
             hear: Vec::new(),
             scripts: Scripts::default(),
             max_message_bytes: None,
@@ -187,6 +191,7 @@ impl RedisConfig {
         problems.some_time("dedup_window", self.dedup_window);
         problems.retention(self.retention_max);
         problems.replay(self.wire, self.kept());
+        problems.signing(self.wire, &self.hear, &self.signing_keys);
         problems.some_time("dead_retention", self.dead_retention);
         self.net.check(&mut problems);
         problems.end()

@@ -25,7 +25,10 @@ mod transaction;
 use pyo3::prelude::*;
 
 /// The compiled core of eventbus; use the package `eventbus` instead.
-#[pymodule(gil_used = false)]
+///
+/// A free-threaded interpreter turns its GIL on for it: dictionaries are walked, and cells of events
+/// are read, in ways that are only safe while no other thread runs.
+#[pymodule(gil_used = true)]
 mod _eventbus {
     #[pymodule_export]
     use super::bus::CoreBus;

@@ -22,7 +22,10 @@ READY_WITHIN = 20.0
 """Seconds until a server answers, on a busy machine too."""
 
 # Below the ports that the kernel gives to clients, so that a stopped server finds its own free.
-_PORTS = range(11_000, 32_000)
+# Of two processes of one run each takes ports of its own, for the same reason.
+_PROCESSES = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+_PROCESS = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+_PORTS = range(11_000 + _PROCESS, 32_000, _PROCESSES)
 _taken: set[int] = set()
 _numbers = random.Random()
 

@@ -117,10 +117,17 @@ impl Context {
         // An answer of a later server is only compared once more.
         let server = self.link.server_id();
         let answer = self.link.send(&command, deadline).await?;
-        let mut registry = Registry::read(answer).ok_or_else(|| {
+        let mut registry = Registry::read(answer).await.ok_or_else(|| {
             let reason = "the groups stored under the prefix make no sense".to_owned();
             Trouble::Refused(Error::Internal { reason })
         })?;
+        if registry.unreadable > 0 {
+            self.link.status.warn(
+                "a group has a binding that is not used here: a newer version declared it, \
+                 somebody wrote into the keys of the bus, or the patterns of all groups would make \
+                 every publish slow",
+            );
+        }
         registry.server = server;
         Ok(registry)
     }

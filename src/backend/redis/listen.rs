@@ -18,6 +18,7 @@ use super::link::{Link, Trouble};
 use super::message;
 use super::waits::Waits;
 use crate::backend::feeds::Feeds;
+use crate::backend::gate::Gate;
 use crate::backend::{Gap, GapCause};
 use crate::topic::Binding;
 
@@ -99,8 +100,9 @@ impl Receiver {
         names: Names,
         link: Arc<Link>,
         calls: mpsc::Sender<Call>,
+        gate: Option<Arc<Gate>>,
     ) -> Self {
-        let (feeds, hole, latest) = (Feeds::default(), Hole::default(), Mutex::default());
+        let (feeds, hole, latest) = (Feeds::new(gate), Hole::default(), Mutex::default());
         let waits = Arc::clone(&context.waits);
         Self { feeds, waits, names, link, hole, calls, context, latest }
     }

@@ -22,6 +22,9 @@ mod claim;
 mod context;
 mod dead_reason;
 mod dial;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 mod hole;
 mod identity;
 mod kept;
@@ -55,6 +58,7 @@ pub use self::setup::{Loaded, Setup, setup};
 
 use self::dial::Dialer;
 use self::session::Session;
+use super::gate::Gate;
 use super::replay::{Kept, Replay};
 use super::{
     Backend, Capabilities, ClaimRequest, Committed, ConnectionState, DeadLetter, Delivery,
@@ -80,6 +84,7 @@ pub struct RedisBackend {
     connecting: tokio::sync::Mutex<()>,
     closed: AtomicBool,
     capabilities: Capabilities,
+    gate: Option<Arc<Gate>>,
 }
 
 impl RedisBackend {
@@ -98,6 +103,7 @@ impl RedisBackend {
         };
         Ok(Self {
             dialer: Arc::new(Dialer::new(config.clone())?),
+            gate: Gate::of(&config.signing_keys, false),
             config,
             session: RwLock::default(),
             connecting: tokio::sync::Mutex::default(),
@@ -124,12 +130,17 @@ impl Backend for RedisBackend {
         &self.capabilities
     }
 
+    fn gate(&self) -> Option<&Arc<Gate>> {
+        self.gate.as_ref()
+    }
+
     async fn connect(&self) -> Result<()> {
         let _turn = self.connecting.lock().await;
         if self.session.read().is_some() {
             return Ok(());
         }
-        let session = Session::open(self.config.clone(), Arc::clone(&self.dialer)).await?;
+        let session =
+            Session::open(self.config.clone(), Arc::clone(&self.dialer), self.gate.clone()).await?;
         *self.session.write() = Some(session);
         self.closed.store(false, Ordering::Release);
         Ok(())
@@ -176,7 +187,8 @@ impl Backend for RedisBackend {
         let kept = kept::Reader(Arc::downgrade(&session));
         let start = kept.find(since).await?;
         let sweep = Some(self.config.sweep);
-        let replay = Replay { kept, bindings: request.bindings, ring, hint, sweep };
+        let replay =
+            Replay { kept, bindings: request.bindings, ring, hint, sweep, gate: self.gate.clone() };
         session.tasks.spawn(replay.run(start));
         Ok(Box::new(listener))
     }

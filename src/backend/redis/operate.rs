@@ -308,7 +308,8 @@ fn stats(group: Value, now: i64) -> Result<GroupStats> {
     let mut queues = array(parts.next().ok_or_else(nonsense)?)?.into_iter();
     let mut bindings = Vec::new();
     while let (Some(binding), Some(queue)) = (queues.next(), queues.next()) {
-        let binding = text(binding).as_deref().and_then(read_binding).ok_or_else(nonsense)?;
+        // One that cannot be read matches nothing.
+        let Some(binding) = text(binding).as_deref().and_then(read_binding) else { continue };
         let shown = match binding {
             Binding::Topic(topic) => topic.to_string(),
             Binding::Pattern(pattern) => pattern.as_str().to_owned(),

@@ -74,7 +74,7 @@ impl Filter {
     }
 }
 
-fn first_entry(message: &[u8]) -> Option<(&str, &str)> {
+pub(super) fn first_entry(message: &[u8]) -> Option<(&str, &str)> {
     let mut rest = message;
     rmp::decode::read_map_len(&mut rest).ok().filter(|entries| *entries > 0)?;
     let (key, rest) = rmp::decode::read_str_from_slice(rest).ok()?;

@@ -22,6 +22,7 @@ use super::listen::{self, Call, Names, Needed, Receiver, Subscriptions};
 use super::scripts::{self, Script};
 use super::waits::{Waiting, Waits};
 use super::{checks, claim};
+use crate::backend::gate::Gate;
 use crate::config::{RedisConfig, Wire};
 use crate::error::{Error, Result};
 use crate::net;
@@ -65,7 +66,11 @@ fn script_prefix(config: &RedisConfig) -> String {
 
 impl Session {
     /// Connects; everything is ready when it returns.
-    pub(super) async fn open(config: RedisConfig, dialer: Arc<Dialer>) -> Result<Arc<Self>> {
+    pub(super) async fn open(
+        config: RedisConfig,
+        dialer: Arc<Dialer>,
+        gate: Option<Arc<Gate>>,
+    ) -> Result<Arc<Self>> {
         let prefix = script_prefix(&config);
         // It stands in every claim: 64 random bits are enough, and short.
         let mut process = uuid::Uuid::new_v4().simple().to_string();
@@ -98,8 +103,8 @@ impl Session {
         ));
         let (wakes, woken) = mpsc::channel(listen::MOST_CALLS);
         let (unneeded, over) = mpsc::unbounded_channel();
-        let receiver =
-            Arc::new(Receiver::new(Arc::clone(&context), names, Arc::clone(&pushes), wakes));
+        let (known, pushed) = (Arc::clone(&context), Arc::clone(&pushes));
+        let receiver = Arc::new(Receiver::new(known, names, pushed, wakes, gate));
         let subscriptions = Arc::new(Subscriptions::new(unneeded));
         let (settles, serve_settles) = Lane::new(Arc::clone(&context));
         let (writes, serve_writes) = Lane::new(Arc::clone(&context));
