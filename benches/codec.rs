@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use eventbus::codec::encode_signed;
 use eventbus::codec::json::Defaults;
 use eventbus::codec::{Limits, envelope, json, value, write};
-use eventbus::codec::encode_signed;
 use eventbus::event::{Event, EventId, EventType, Field, Timestamp, WallTime};
 use eventbus::signing::Keys;
 

@@ -12,7 +12,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from eventbus import Bus, connect
+from eventbus import Bus, SerializationError, connect
 from eventbus.migration import migrate
 from eventbus.testing import eventually
 from postgres.conftest import Caller, MakeBus
@@ -260,6 +260,35 @@ async def test_a_role_that_connects_reads_no_topic_and_no_body_of_a_bus_with_a_t
     await publisher.publish("secret:topic", "seen")
     assert b"secret:topic" in packed(await attacker.overheard())
     await eventually(lambda: heard[-1] == "seen", timeout=WITHIN)
+
+
+async def test_a_publisher_that_hears_of_nothing_learns_that_bodies_go_to_a_table(
+    make_bus: MakeBus, attacker: Attacker, caller: Caller
+) -> None:
+    # It only publishes, so it listens to nothing.
+    joining, publisher = await make_bus(), await make_bus()
+    receiver = await make_bus(broadcast_bodies="table")
+    heard = await hearing(receiver)
+    await publisher.publish("t", "secret 1")
+    with pytest.raises(SerializationError, match="table"):
+        async with caller.transaction():
+            await joining.publish("t", "secret 2", connection=caller.connection)
+
+    async def joined() -> bool:
+        try:
+            async with caller.transaction():
+                await joining.publish("t", "secret 3", connection=caller.connection)
+        except SerializationError:
+            return False
+        return True
+
+    await eventually(joined, timeout=WITHIN)
+    await caller.settle()
+    await eventually(lambda: heard == ["secret 1", "secret 3"], timeout=WITHIN)
+    notices = attacker.connection.notifies(timeout=1.0)
+    texts = [notice.payload async for notice in notices if notice.payload.startswith("b")]
+    assert len(texts) == 2
+    assert not any(b"secret" in packed(text) for text in texts)
 
 
 async def test_nothing_is_stored_for_nobody(
