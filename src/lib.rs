@@ -10,6 +10,7 @@
 //! - [`retry`]: failed attempt → delay or dead letter
 //! - [`config`]: options, their defaults and units
 //! - [`net`]: streams to servers, with TLS
+//! - [`guard`]: limits on what a server can make this process hold
 //! - [`nudge`]: background tasks that the thread with work for them may poll
 //! - [`clock`]: the time source that tests can turn by hand
 //! - [`backend`]: the contract that every backend fulfils, and the backends themselves
@@ -27,6 +28,7 @@ pub mod codec;
 pub mod config;
 pub mod error;
 pub mod event;
+pub mod guard;
 pub mod net;
 pub mod nudge;
 pub mod retry;

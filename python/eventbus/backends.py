@@ -47,7 +47,7 @@ _STORE = (
     "retention",
     "retention_max",
 )
-_SHARED = ("channel_prefix", "wire", "sweep", *_STORE)
+_SHARED = ("channel_prefix", "wire", "hear", "max_message_bytes", "sweep", *_STORE)
 _POSTGRES = (
     "database",
     "schema",
@@ -106,7 +106,7 @@ def plan(url: str, given: Mapping[str, Any]) -> Plan:
     kind, make = _SCHEMES[scheme]
     parts = urls.parse(url, kind.product, named=kind is MEMORY)
     found = options.read(kind, [*texts(kind, parts), *_keywords(given)])
-    problems = parts.problems + [options.unknown(kind, key) for key in found.unknown]
+    problems = parts.problems + unknown_options(kind, parts, found.unknown, given)
     problems += found.problems
     result = make(parts, found.values, problems)
     if problems:
@@ -115,6 +115,18 @@ def plan(url: str, given: Mapping[str, Any]) -> Plan:
             f"invalid configuration: {'; '.join(problems)} (valid: {valid})", problems
         )
     return finished(result, found.values)
+
+
+def unknown_options(
+    kind: Kind, parts: BusUrl, keys: Iterable[str], given: Mapping[str, Any]
+) -> list[str]:
+    """Say which options a backend does not have, without what may be part of a password."""
+    return [
+        "an option behind a password in the URL is unknown; write & in a password as %26"
+        if key in parts.doubtful and key not in given
+        else options.unknown(kind, key)
+        for key in keys
+    ]
 
 
 def texts(kind: Kind, parts: BusUrl) -> list[Given]:
@@ -303,7 +315,7 @@ def plan_redis(
         "endpoints": endpoints,
         "topology": topology,
         "net": _net(values, encrypted, remedy, problems),
-        **_picked(values, ("db", "prefix", *_SHARED)),
+        **_picked(values, ("db", "prefix", "scripts", *_SHARED)),
     }
     return Plan("redis", config, {"delivery": "queued", **_bus(values, _BUS)})
 

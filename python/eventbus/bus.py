@@ -7,7 +7,7 @@ import logging
 import math
 import time
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from datetime import datetime
 from functools import cached_property
@@ -16,11 +16,9 @@ from typing import (
     TYPE_CHECKING,
     Any,
     ClassVar,
-    Protocol,
     Self,
     Unpack,
     overload,
-    runtime_checkable,
 )
 from uuid import UUID
 
@@ -29,7 +27,6 @@ from eventbus._asyncio import calling_task
 from eventbus._eventbus import CoreBus
 from eventbus.arguments import one_of as _one_of
 from eventbus.arguments import positive as _positive
-from eventbus.bus_config import Configured, MemoryEventBusConfig, memory_options
 from eventbus.config import (
     ConsumeOptions,
     DeliveryMode,
@@ -55,7 +52,7 @@ from eventbus.handlers import check_consumer, check_subscriber, warn_of_subscrib
 from eventbus.included import Included
 from eventbus.names import LiteralTopics, shown
 from eventbus.outbox import Outbox
-from eventbus.outcomes import DeadLetterHook
+from eventbus.outcomes import DeadLetterHook, is_undecodable
 from eventbus.signatures import check_gap_handler
 from eventbus.signing import Watch, signing_keys
 from eventbus.stream import Stream
@@ -78,7 +75,7 @@ if TYPE_CHECKING:
     from eventbus.figures import BusFigures, Health
     from eventbus.keywords import ConsumeKeywords, SubscribeKeywords
 
-__all__ = ["Bus", "DeadLetters", "EventBus", "InMemoryEventBus"]
+__all__ = ["INTAKE", "Bus", "DeadLetters"]
 
 log = logging.getLogger("eventbus.bus")
 handlers_log = logging.getLogger("eventbus.handlers")
@@ -102,26 +99,6 @@ INTAKE = ("subscribe", "consume", "declare_group")
 
 Topics = str | Iterable[str]
 ErrorHook = Callable[[str, BaseException], object]
-
-
-@runtime_checkable
-class EventBus(Protocol):
-    """What every bus of the DataKnobs contract offers (D13)."""
-
-    async def connect(self) -> None:
-        """Open the bus."""
-
-    async def close(self) -> None:
-        """Close the bus and drop its subscriptions."""
-
-    async def publish(self, topic: str, event: Event) -> None:
-        """Publish an event on a topic."""
-
-    async def subscribe(
-        self, topic: str, handler: Callable[[Event], Any], pattern: str | None = None
-    ) -> Subscription:
-        """Call the handler with each event on the topic, or of the pattern."""
-        ...
 
 
 class Bus(CoreBus):
@@ -455,6 +432,9 @@ class Bus(CoreBus):
 
     def _handler_failed(self, name: object, error: BaseException) -> None:
         """Log the exception of a subscriber and tell the hook; called by the core."""
+        if is_undecodable(error):
+            self._undecodable(self._topics.get(str(name), ""), error)
+            return
         text, topic = "Error in event handler for subscription %s", self._topics.get(str(name))
         if topic is None or self._IS_DATAKNOBS:
             # Contract D25 has this very text.
@@ -462,6 +442,11 @@ class Bus(CoreBus):
         else:
             handlers_log.error(f"{text} topic=%s", name, shown(topic), exc_info=error)
         self._tell_handler_error(str(name), error)
+
+    def _undecodable(self, topic: str, error: BaseException) -> None:
+        """Count and log an event that a handler could not read."""
+        self._count_malformed()
+        self._malformed(topic, str(error))
 
     def _consumer_failed(self, core: CoreDelivery, error: BaseException) -> None:
         """Log the exception of a consumer's handler and tell the hook."""
@@ -1039,6 +1024,7 @@ class Bus(CoreBus):
             "server": server["server"],
             "reconnects": server["reconnects"],
             "last_error": server["last_error"],
+            "malformed": server["malformed"],
         }
 
     def _receiver_health(self) -> tuple[list[str], list[str]]:
@@ -1176,65 +1162,6 @@ class DeadLetters:
     async def discard(self, *message_ids: str) -> int:
         """Remove dead letters; return how many were found."""
         return await self._bus._settle_dead(self._group, message_ids, False)
-
-
-class InMemoryEventBus(Configured[MemoryEventBusConfig], Bus):
-    """The DataKnobs in-memory bus: works unconnected, takes any topic, never waits at ``close``.
-
-    Args as for ``Bus``; a mapping or a config object may come first (contract D15, D20).
-    """
-
-    CONFIG_CLS = MemoryEventBusConfig
-
-    _IS_DATAKNOBS = True
-
-    def __init__(
-        self, config: Mapping[str, Any] | MemoryEventBusConfig | None = None, **options: Any
-    ) -> None:
-        """Make a bus; see ``Bus``.
-
-        Raises:
-            ConfigError: An option is out of range.
-        """
-        super().__init__(_any_topic=True, **memory_options(type(self).__name__, config, options))
-        self._warned = False
-        self._config = (
-            config if isinstance(config, MemoryEventBusConfig) else MemoryEventBusConfig()
-        )
-
-    @property
-    def _connected(self) -> bool:
-        return self._state == "live"
-
-    async def connect(self) -> None:
-        """Open the bus. Idempotent."""
-        await super().connect()
-
-    async def close(self) -> None:
-        """Drop all subscriptions and return at once; a running inline handler ends by itself."""
-        for consumer in list(self._consumers):
-            await consumer.stop(0.0)
-        for stream in list(self._streams):
-            stream._stop()
-        self._drop_subscriptions()
-        self._set_live(False)
-        self._enter("closed")
-
-    @property
-    def config(self) -> MemoryEventBusConfig:
-        """The configuration."""
-        return self._config
-
-    def _enter(self, state: BusState) -> None:
-        if state != self._state:
-            # The warning of D36 comes once per connection state.
-            self._warned = False
-        super()._enter(state)
-
-    def _not_live(self, operation: str) -> None:
-        if operation == "publish" and not self._warned:
-            self._warned = True
-            log.warning("Publishing to disconnected event bus")
 
 
 def _memory_config(options: MemoryOptions) -> dict[str, Any]:

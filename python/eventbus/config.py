@@ -14,6 +14,7 @@ __all__ = [
     "BusOptions",
     "ConsumeOptions",
     "DeliveryMode",
+    "Foreign",
     "MemoryBusOptions",
     "MemoryOptions",
     "Overflow",
@@ -50,7 +51,10 @@ Overflow = Literal["drop_oldest", "drop_newest", "close"]
 
 
 Wire = Literal["native", "dataknobs"]
-"""What broadcasts are sent as; every bus on a server understands both."""
+"""What broadcasts are sent as."""
+
+Foreign = Literal["dataknobs"]
+"""What is heard beside the native wire."""
 
 SslMode = Literal["disable", "allow", "prefer", "require", "verify-ca", "verify-full"]
 """The modes of libpq; none that encrypts leaves the server unverified here."""
@@ -178,6 +182,8 @@ class ServerOptions(TypedDict, total=False):
         sweep: Seconds until what waits is looked at without a wake-up (default 5).
         channel_prefix: What the names of DataKnobs channels begin with (default ``events``).
         wire: What broadcasts are sent as, ``native`` or ``dataknobs`` (default ``native``).
+        hear: What is heard beside the native wire: ``("dataknobs",)``, on the channels of the
+            ``channel_prefix`` (default nothing; with ``wire="dataknobs"`` it is heard anyway).
     """
 
     username: str | None
@@ -193,6 +199,7 @@ class ServerOptions(TypedDict, total=False):
     sweep: Seconds
     channel_prefix: str
     wire: Wire
+    hear: str | Sequence[Foreign]
 
 
 class RedisOwnOptions(TypedDict, total=False):
@@ -202,12 +209,16 @@ class RedisOwnOptions(TypedDict, total=False):
         db: Number of the database (default 0; a cluster has no other).
         prefix: What every key of the bus begins with: buses of different prefixes never meet
             (default ``eventbus``).
+        scripts: How the server runs the scripts of the bus: ``functions``, the library that
+            ``eventbus redis-setup`` loads; ``eval``, scripts that every process loads; ``auto``,
+            the library where it is loaded, else scripts (default ``auto``).
         sentinel_username: Who logs in at the sentinels (default none).
         sentinel_password: Its password, or a function that returns it (default none).
     """
 
     db: int
     prefix: str
+    scripts: Literal["auto", "functions", "eval"]
     sentinel_username: str | None
     sentinel_password: Password | None
 

@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 from eventbus.config import seconds
 from eventbus.errors import ConfigError
@@ -21,6 +21,7 @@ __all__ = [
     "Kind",
     "Read",
     "as_flag",
+    "as_host",
     "as_port",
     "as_text",
     "read",
@@ -37,6 +38,7 @@ Given = tuple[str, Any, bool]
 _MOST = 2**63 - 1
 _CENTURY = 100 * 365 * 86_400
 _FLAGS = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
+_LOGIN = re.compile(r"://.*@")
 _SCHEMA = re.compile(r"[a-z_][a-z0-9_]{0,40}")
 
 
@@ -112,6 +114,23 @@ def _word(*valid: str) -> Read:
     return read
 
 
+def _words(*valid: str) -> Read:
+    rule = f"must name only {', '.join(valid)}"
+
+    def read(value: Any, _text: bool) -> list[str]:
+        parts: Any = value.split(",") if isinstance(value, str) else value
+        if not isinstance(parts, tuple | list | set | frozenset):
+            raise ValueError(rule)
+        names: list[Any] = list(cast("Iterable[Any]", parts))
+        names = [one.strip() if isinstance(one, str) else one for one in names]
+        names = [one for one in names if one != ""]
+        if any(one not in valid for one in names):
+            raise ValueError(rule)
+        return list(dict.fromkeys(names))
+
+    return read
+
+
 def _queued(value: Any, _text: bool) -> str:
     if value != "queued":
         raise ValueError("must be queued: only a memory bus calls handlers inline")
@@ -123,6 +142,13 @@ def as_text(value: Any, _text: bool) -> str:
     if not isinstance(value, str) or not value or "\0" in value or not _encodable(value):
         raise ValueError("must be a str, not empty, of UTF-8 without NUL")
     return value
+
+
+def as_host(value: Any, text: bool) -> str:
+    """Read a host, an address or the path of a socket: no URL, which messages would repeat."""
+    if _LOGIN.search(as_text(value, text)):
+        raise ValueError("must be a host, an address or the path of a socket")
+    return str(value)
 
 
 def _any_text(value: Any, _text: bool) -> str:
@@ -203,6 +229,7 @@ _SERVER: dict[str, Read] = {
     "heartbeat": _time,
     "sweep": _time,
     "wire": _word("native", "dataknobs"),
+    "hear": _words("dataknobs"),
 }
 
 
@@ -249,6 +276,7 @@ REDIS = Kind(
         "db": _whole(0, 2**32 - 1),
         "prefix": _key_prefix,
         "channel_prefix": _any_text,
+        "scripts": _word("auto", "functions", "eval"),
         "sentinel_username": as_text,
         "sentinel_password": _secret,
         **_COMMON,
@@ -260,7 +288,7 @@ POSTGRES = Kind(
     "Postgres",
     {
         **_SERVER,
-        "host": as_text,
+        "host": as_host,
         "port": as_port,
         "database": as_text,
         "schema": _schema,
@@ -336,6 +364,8 @@ def _problem(kind: Kind, key: str, value: Any, error: ValueError) -> str:
     if key in _SECRETS:
         return f"{key} {error}"
     prefix = f"{kind.product} " if key == "port" else ""
+    if isinstance(value, str) and _LOGIN.search(value):
+        return f"{key} {error} (its value is not repeated: it looks like a URL)"
     shown = repr(value)
     return f"{prefix}{key}={shown if len(shown) <= 100 else shown[:97] + '...'} {error}"
 

@@ -33,6 +33,7 @@ class BusUrl:
         hosts: One at least, perhaps without name.
         path: Its segments, without empty ones at the end.
         query: Keys and values in order.
+        doubtful: Keys behind a password in the query: perhaps part of it, after a bare ``&``.
         problems: What cannot be understood; no part of a user name or password.
     """
 
@@ -42,6 +43,7 @@ class BusUrl:
     hosts: list[Host] = field(default_factory=list[Host])
     path: list[str] = field(default_factory=list[str])
     query: list[tuple[str, str]] = field(default_factory=list[tuple[str, str]], repr=False)
+    doubtful: set[str] = field(default_factory=set[str], repr=False)
     problems: list[str] = field(default_factory=list[str])
 
 
@@ -176,9 +178,12 @@ def _read_query(url: BusUrl, query: str) -> None:
     for pair in filter(None, query.split("&")):
         key, value = (_unquoted(part) for part in (pair.partition("=")[0], pair.partition("=")[2]))
         if key is None or value is None:
-            url.problems.append(f"option {key or 'of the URL'} is not UTF-8 after percent-decoding")
+            url.problems.append("an option of the URL is not UTF-8 after percent-decoding")
             continue
+        if any(one.endswith("password") for one in seen):
+            url.doubtful.add(key)
         if key in seen:
-            url.problems.append(f"option {key!r} stands twice in the URL")
+            shown = "an option" if key in url.doubtful else f"option {key!r}"
+            url.problems.append(f"{shown} stands twice in the URL")
         seen.add(key)
         url.query.append((key, value))

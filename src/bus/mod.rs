@@ -14,8 +14,8 @@ pub use consumer::{ConsumeOptions, Consumer, News};
 use crate::backend::memory::MemoryBackend;
 pub use crate::backend::postgres::Migration;
 use crate::backend::postgres::{self, PostgresBackend};
-use crate::backend::redis::RedisBackend;
-pub use crate::backend::redis::{RedisClient, Reply};
+use crate::backend::redis::{self, RedisBackend};
+pub use crate::backend::redis::{Loaded, RedisClient, Reply, Setup};
 use crate::backend::{Backend, Committed, Transaction};
 use crate::clock::{Clock, SystemClock};
 use crate::codec::json::{self, Defaults};
@@ -92,6 +92,14 @@ pub async fn migrate_postgres(
     apply: bool,
 ) -> Result<Migration> {
     postgres::migrate(config, grant_role, apply).await
+}
+
+/// Loads the functions of a Redis bus; see [`redis::setup`].
+///
+/// # Errors
+/// As there.
+pub async fn setup_redis(config: &RedisConfig, apply: bool) -> Result<Setup> {
+    redis::setup(config, apply).await
 }
 
 /// Returns the time and identity for a JSON message that has none.

@@ -13,7 +13,7 @@ use serde::Deserialize;
 pub use memory::MemoryConfig;
 pub use net::{Endpoint, NetConfig, TlsConfig};
 pub use postgres::{Bodies, LargePayloads, PostgresConfig, Unsigned};
-pub use redis::{RedisConfig, Topology, Wire};
+pub use redis::{Foreign, RedisConfig, Scripts, Topology, Wire};
 
 use crate::error::{Error, Result};
 use crate::signing::Keys;
@@ -97,9 +97,10 @@ impl Problems {
         }
     }
 
-    fn signing(&mut self, wire: Wire, keys: &Keys) {
-        if wire == Wire::Dataknobs && !keys.is_empty() {
-            self.add("signing_key is set, but a frame of the wire dataknobs has no place for a signature".into());
+    fn signing(&mut self, wire: Wire, hear: &[Foreign], keys: &Keys) {
+        if wire.hears_dataknobs(hear) && !keys.is_empty() {
+            let why = "a frame of the wire dataknobs has no place for a signature";
+            self.add(format!("signing_key is set, but {why}: anybody could send such a frame"));
         }
     }
 

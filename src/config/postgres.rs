@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-use super::{Endpoint, NetConfig, Problems, Retention, Wire, seconds, some_seconds};
+use super::{Endpoint, Foreign, NetConfig, Problems, Retention, Wire, seconds, some_seconds};
 use crate::error::Result;
 use crate::signing::Keys;
 
@@ -68,8 +68,14 @@ pub struct PostgresConfig {
     /// Where bodies of broadcasts go (default: as the bus is set; a new one says inline; the last one
     /// given holds for every process).
     pub broadcast_bodies: Option<Bodies>,
+    /// What is heard beside the native wire; with the wire `dataknobs` that is heard anyway (default
+    /// nothing).
+    pub hear: Vec<Foreign>,
     /// How `DataKnobs` broadcasts over 7,999 bytes go (default by table).
     pub large_payloads: LargePayloads,
+    /// Largest message that is expected, in bytes: a server whose answers are larger than that allows
+    /// is disconnected (default 1 MiB, with the wire `dataknobs` 16 MiB).
+    pub max_message_bytes: Option<u64>,
     /// How often what waits is looked at without a wake-up (seconds, default 5).
     #[serde(with = "seconds")]
     pub sweep: Duration,
@@ -109,7 +115,9 @@ impl Default for PostgresConfig {
             signing_keys: Keys::default(),
             accept_unsigned: None,
             broadcast_bodies: None,
+            hear: Vec::new(),
             large_payloads: LargePayloads::default(),
+            max_message_bytes: None,
             sweep: Duration::from_secs(5),
             dedup_window: Duration::from_secs(24 * 3600),
             retention: None,
@@ -126,6 +134,11 @@ impl PostgresConfig {
     #[must_use]
     pub fn kept(&self) -> Option<Retention> {
         Retention::of(self.retention, self.retention_max)
+    }
+
+    /// Returns the largest message that is expected, in bytes.
+    pub(crate) fn largest(&self) -> usize {
+        self.wire.largest(self.max_message_bytes)
     }
 
     /// Checks every option.
@@ -152,7 +165,7 @@ impl PostgresConfig {
         problems.some_time("dedup_window", self.dedup_window);
         problems.retention(self.retention_max);
         problems.replay(self.wire, self.kept());
-        problems.signing(self.wire, &self.signing_keys);
+        problems.signing(self.wire, &self.hear, &self.signing_keys);
         if self.wire == Wire::Dataknobs && self.broadcast_bodies == Some(Bodies::Table) {
             let why = "processes of the wire dataknobs read bodies in notifications only";
             problems.add(format!("broadcast_bodies is table, but {why}"));

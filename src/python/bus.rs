@@ -31,7 +31,7 @@ use crate::config::{self, MemoryConfig, PostgresConfig, RedisConfig};
 use crate::error::Error;
 use crate::ring::Ring;
 use crate::shutdown::Tasks;
-use crate::topic::{self, Binding, Pattern, RouteId};
+use crate::topic::{self, Binding, RouteId};
 
 /// What the buses of one in-process backend share.
 #[derive(Clone)]
@@ -204,7 +204,7 @@ impl Shared {
 
     pub(crate) fn binding(&self, text: &str, is_pattern: bool) -> PyResult<Binding> {
         if is_pattern {
-            return Ok(Binding::Pattern(Pattern::new(text)));
+            return Ok(Binding::pattern(text)?);
         }
         if self.strict_topics {
             topic::validate_topic(text)?;
@@ -398,6 +398,13 @@ impl CoreBus {
             };
             Ok(Pending::run(refused, options::number))
         }))
+    }
+
+    /// Counts an event that a handler could not read.
+    fn _count_malformed(&self) {
+        if let Some(shared) = self.shared.get() {
+            shared.bus.counters().malformed.add(1);
+        }
     }
 
     /// Counts events whose handler ran in a task of its own.

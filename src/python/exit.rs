@@ -236,7 +236,8 @@ mod unwinding {
     /// The clean-up record of one thread.
     pub(super) struct Stop(UnsafeCell<Record>);
 
-    // SAFETY: only the thread that took it, and the C library in that thread, touch the record.
+    // SAFETY: only the thread that took it, and the C library in that thread, touch the record; in
+    // a forked child the threads of the others are gone.
     unsafe impl Sync for Stop {}
     // SAFETY: as above; a thread gives its record back by a release store.
     unsafe impl Send for Stop {}
@@ -254,7 +255,8 @@ mod unwinding {
         /// Keeps the calling thread from being unwound.
         pub(super) fn arm(&self) {
             if let Some((push, _)) = *CLEANUP {
-                // SAFETY: the record lives for ever, and is in no list: it was new, or disarmed.
+                // SAFETY: the record lives for ever, and is in no list: it was new, or disarmed, or
+                // its thread is not in this process. A signal that comes meanwhile runs no clean-up.
                 unsafe { push(self.0.get(), stay, ptr::null_mut()) };
             }
         }
@@ -262,7 +264,8 @@ mod unwinding {
         /// Takes the record of the calling thread back.
         pub(super) fn disarm(&self) {
             if let Some((_, pop)) = *CLEANUP {
-                // SAFETY: this thread pushed it; 0 says not to run the routine.
+                // SAFETY: this thread pushed it, and its stack is gone but for this destructor, so
+                // nothing was pushed after it; 0 says not to run the routine.
                 unsafe { pop(self.0.get(), 0) };
             }
         }
@@ -271,7 +274,7 @@ mod unwinding {
     /// Keeps the thread for good when the interpreter ends it; lets any other end go on.
     unsafe extern "C" fn stay(_argument: *mut c_void) {
         while super::is_ending() {
-            // SAFETY: pause takes nothing and waits for a signal.
+            // SAFETY: pause takes nothing and waits for a signal; the loop goes on after each.
             unsafe { libc::pause() };
         }
     }

@@ -43,7 +43,7 @@ pub(crate) fn step(coroutine: &Bound<'_, PyAny>) -> PyResult<Stepped> {
     let py = coroutine.py();
     if coroutine.get_type().is(COROUTINE.import(py, "types", "CoroutineType")?) {
         // SAFETY: `send` only hands the pointer to PyIter_Send, which takes any object with the
-        // am_send slot; a native coroutine has it.
+        // am_send slot; a native coroutine has it, and refuses to be resumed by two at once.
         #[allow(unsafe_code)]
         let iterator = unsafe { coroutine.cast_unchecked::<PyIterator>() };
         return Ok(match iterator.send(py.None().bind(py))? {
@@ -90,14 +90,17 @@ impl Context {
 
     /// Runs `work` inside this context.
     pub(crate) fn run<T>(&self, py: Python<'_>, work: impl FnOnce() -> PyResult<T>) -> PyResult<T> {
-        // SAFETY: the context is alive, and it is left on this thread whatever `work` returns; a
-        // panic in `work` cannot happen while the interpreter is consistent, as it only calls it.
+        // SAFETY: the context is alive as long as `self` is borrowed; it is left on this thread
+        // whatever `work` returns, also by a panic. A thread that the interpreter ends meanwhile
+        // stops for good inside `work`, see `exit`.
         #[allow(unsafe_code)]
         let entered = unsafe { pyo3::ffi::PyContext_Enter(self.0.as_ptr()) };
         if entered != 0 {
             return Err(PyErr::fetch(py));
         }
+        let on_panic = Leave(self);
         let result = work();
+        std::mem::forget(on_panic);
         // SAFETY: as above: the context that was entered last on this thread.
         #[allow(unsafe_code)]
         let left = unsafe { pyo3::ffi::PyContext_Exit(self.0.as_ptr()) };
@@ -105,6 +108,22 @@ impl Context {
             return Err(PyErr::fetch(py));
         }
         result
+    }
+}
+
+/// Leaves a context in which something panicked.
+struct Leave<'a>(&'a Context);
+
+impl Drop for Leave<'_> {
+    fn drop(&mut self) {
+        // SAFETY: attached, as `run` is; the context was entered last on this thread. When that is
+        // not so an error is set, which the panic replaces.
+        #[allow(unsafe_code)]
+        unsafe {
+            if pyo3::ffi::PyContext_Exit(self.0.0.as_ptr()) != 0 {
+                pyo3::ffi::PyErr_Clear();
+            }
+        }
     }
 }
 

@@ -31,7 +31,9 @@ impl Lazy {
     #[inline]
     pub(crate) fn get<'py>(&self, py: Python<'py>) -> Option<Bound<'py, PyAny>> {
         let raw = self.0.load(Ordering::Acquire);
-        // SAFETY: null or a pointer to which this cell owns a reference until it is dropped.
+        // SAFETY: null or a pointer to which this cell owns a reference until it is dropped, or
+        // cleared by the collector: neither happens between the load and the new reference, as the
+        // GIL is held.
         #[allow(unsafe_code)]
         unsafe {
             Bound::from_borrowed_ptr_or_opt(py, raw)
@@ -77,7 +79,7 @@ impl Lazy {
     /// Shows the value to the garbage collector.
     pub(crate) fn traverse(&self, visit: &PyVisit<'_>) -> Result<(), PyTraverseError> {
         // SAFETY: a pointer that is null or owns a reference is laid out as an `Option<Py<_>>`; the
-        // collector runs alone, so the value does not change while it looks.
+        // collector runs alone, with the GIL, so the value does not change while it looks.
         #[allow(unsafe_code)]
         let value = unsafe { &*self.0.as_ptr().cast::<Option<Py<PyAny>>>() };
         visit.call(value.as_ref())
@@ -94,7 +96,8 @@ impl Drop for Lazy {
         let raw = *self.0.get_mut();
         if !raw.is_null() {
             // SAFETY: the cell owns one reference, and cells die with their Python object, which is
-            // deallocated while attached.
+            // deallocated while attached. What the reference's end runs does not see this cell:
+            // nothing refers to its object any more, and `clear` empties it first.
             #[allow(unsafe_code)]
             unsafe {
                 pyo3::ffi::Py_DECREF(raw);

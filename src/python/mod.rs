@@ -25,7 +25,10 @@ mod transaction;
 use pyo3::prelude::*;
 
 /// The compiled core of eventbus; use the package `eventbus` instead.
-#[pymodule(gil_used = false)]
+///
+/// A free-threaded interpreter turns its GIL on for it: dictionaries are walked, and cells of events
+/// are read, in ways that are only safe while no other thread runs.
+#[pymodule(gil_used = true)]
 mod _eventbus {
     #[pymodule_export]
     use super::bus::CoreBus;
@@ -40,7 +43,7 @@ mod _eventbus {
     #[pymodule_export]
     use super::mailbox::Pending;
     #[pymodule_export]
-    use super::migration::migrate;
+    use super::migration::{migrate, redis_setup};
     #[pymodule_export]
     use super::publish::Publish;
     #[pymodule_export]

@@ -46,20 +46,23 @@ unsafe extern "C" fn call(
     flags: libc::size_t,
     names: *mut PyObject,
 ) -> *mut PyObject {
-    // SAFETY: the interpreter calls this while attached.
+    // SAFETY: the interpreter calls this while attached, and no panic leaves it.
     let py = unsafe { Python::assume_attached() };
     let made = catch_unwind(AssertUnwindSafe(|| {
-        // SAFETY: vectorcall's contract: `arguments` holds the positional arguments, then one value
-        // per name; all are borrowed for the duration of the call.
+        // SAFETY: takes one bit out of a number.
         let positional = unsafe { ffi::PyVectorcall_NARGS(flags) }.cast_unsigned();
+        // SAFETY: vectorcall's contract: null or a tuple of texts, which the caller keeps.
         let names: Option<Bound<'_, PyTuple>> = unsafe {
             Bound::from_borrowed_ptr_or_opt(py, names).map(|names| names.cast_into_unchecked())
         };
         let named = names.as_ref().map_or(0, |names| names.len());
         let values = match positional + named {
             0 => &[],
+            // SAFETY: vectorcall's contract: the positional arguments, then one value per name, all
+            // kept by the caller, in an array that nobody writes, until the call returns.
             count => unsafe { std::slice::from_raw_parts(arguments, count) },
         };
+        // SAFETY: as above: an object that is alive; the reference made here is our own.
         let value = |index: usize| unsafe { Bound::from_borrowed_ptr(py, values[index]) };
         match slots(py, positional, names.as_ref()) {
             Some(slots) => event(py, slots.map(|index| index.map(value))),
@@ -141,8 +144,8 @@ fn generic<'py>(
     kwargs: &Bound<'py, PyDict>,
 ) -> PyResult<Bound<'py, PyAny>> {
     let class = class.cast::<ffi::PyTypeObject>();
-    // SAFETY: pyo3 fills tp_new of a class with a constructor; it returns a new reference or null
-    // with an exception set.
+    // SAFETY: the caller of `call` keeps the class. pyo3 fills tp_new of a class with a constructor;
+    // it returns a new reference or null with an exception set.
     unsafe {
         let Some(new) = (*class).tp_new else {
             return Err(pyo3::exceptions::PyTypeError::new_err("Event cannot be made"));

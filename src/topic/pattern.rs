@@ -5,6 +5,8 @@ mod regex;
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
+use super::LONGEST;
+
 /// A compiled `fnmatch` pattern: the answer of Python's `fnmatch.fnmatchcase` for every text.
 ///
 /// `*` and `?` cross `:` and newlines, `[seq]` and `[!seq]` are sets with ranges, `[^x]` is a set
@@ -64,6 +66,8 @@ impl Pattern {
     #[must_use]
     pub fn new(text: &str) -> Self {
         let chars: Vec<char> = text.chars().collect();
+        // No set is open beyond it, so looking for its end never reads anything twice.
+        let last_close = chars.iter().rposition(|&c| c == ']').unwrap_or(0);
         let mut never = false;
         let mut segments = vec![Segment::default()];
         let mut at = 0;
@@ -73,6 +77,7 @@ impl Pattern {
             match c {
                 '*' => segments.push(Segment::default()),
                 '?' => segment.push(Part::AnyChar),
+                '[' if at > last_close => segment.push_char('['),
                 '[' => match set_end(&chars, at) {
                     None => segment.push_char('['),
                     Some(end) => {
@@ -127,6 +132,16 @@ impl Pattern {
             }
         }
         true
+    }
+
+    /// Returns how many steps a match against a topic of the greatest length takes at most, about.
+    pub(super) fn work(&self) -> u64 {
+        let this = &*self.inner;
+        let ends = this.head.work() + this.tail.as_ref().map_or(0, Segment::work);
+        // Between two `*` every place is tried.
+        let places = |segment: &Segment| LONGEST.saturating_sub(segment.chars) as u64 + 1;
+        let middle = this.middle.iter().map(|segment| segment.work() * places(segment));
+        1 + ends + middle.sum::<u64>()
     }
 
     /// Returns the one topic it matches, when it matches exactly one.
@@ -194,6 +209,15 @@ impl Segment {
         }
     }
 
+    /// Returns how many steps a match at one place takes.
+    fn work(&self) -> u64 {
+        let steps = |part: &Part| match part {
+            Part::Text(_) | Part::AnyChar => 1,
+            Part::Set(set) => 1 + set.ranges.len() as u64,
+        };
+        self.parts.iter().map(steps).sum()
+    }
+
     /// Matches at the beginning of `text`; returns what follows.
     fn strip<'t>(&self, mut text: &'t str) -> Option<&'t str> {
         for part in &self.parts {
@@ -246,6 +270,12 @@ fn split_last_chars(text: &str, count: usize) -> Option<(&str, &str)> {
     }
 }
 
+#[cfg(test)]
+thread_local! {
+    /// Characters that were looked at, or moved, more than once.
+    static LOOKED: std::cell::Cell<usize> = const { std::cell::Cell::new(0) };
+}
+
 /// Returns the index of the `]` that closes a set whose content begins at `start`.
 fn set_end(chars: &[char], start: usize) -> Option<usize> {
     let mut at = start;
@@ -255,7 +285,10 @@ fn set_end(chars: &[char], start: usize) -> Option<usize> {
     if chars.get(at) == Some(&']') {
         at += 1;
     }
-    chars.get(at..)?.iter().position(|&c| c == ']').map(|offset| at + offset)
+    let found = chars.get(at..)?.iter().position(|&c| c == ']').map(|offset| at + offset);
+    #[cfg(test)]
+    LOOKED.set(LOOKED.get() + found.unwrap_or(chars.len()) - at);
+    found
 }
 
 enum SetKind {
@@ -304,7 +337,40 @@ fn parse_set(content: &[char]) -> SetKind {
 
 /// Finds the ranges of a set the way CPython does: hyphens split the content into chunks, a range
 /// lies between the ends of two chunks, and a reversed range disappears together with both its ends.
+///
+/// Chunks are joined from right to left and backwards, so each character is moved once.
 fn range_items(content: &[char]) -> Vec<SetChar> {
+    let mut chunks = chunks(content).into_iter().rev();
+    let mut joined: Vec<Vec<char>> = Vec::new();
+    let mut right: Vec<char> = chunks.next().unwrap_or_default();
+    right.reverse();
+    for left in chunks {
+        match (left.split_last(), right.last()) {
+            (Some((low, rest)), Some(high)) if low > high => {
+                right.pop();
+                right.extend(rest.iter().rev());
+                #[cfg(test)]
+                LOOKED.set(LOOKED.get() + rest.len());
+            }
+            _ => {
+                let next = left.into_iter().rev().collect();
+                joined.push(std::mem::replace(&mut right, next));
+            }
+        }
+    }
+    joined.push(right);
+    let mut items = Vec::with_capacity(content.len());
+    for (index, chunk) in joined.into_iter().rev().enumerate() {
+        if index > 0 {
+            items.push(('-', true));
+        }
+        items.extend(chunk.into_iter().rev().map(|c| (c, false)));
+    }
+    items
+}
+
+/// Splits the content of a set at the hyphens that separate the ends of a range.
+fn chunks(content: &[char]) -> Vec<Vec<char>> {
     let mut chunks: Vec<Vec<char>> = Vec::new();
     let mut start = 0;
     let mut from = if content.first() == Some(&'!') { 2 } else { 1 };
@@ -318,29 +384,7 @@ fn range_items(content: &[char]) -> Vec<SetChar> {
         Some(last) if rest.is_empty() => last.push('-'),
         _ => chunks.push(rest.to_vec()),
     }
-    for right in (1..chunks.len()).rev() {
-        let (Some(low), Some(high)) = (
-            chunks.get(right - 1).and_then(|chunk| chunk.last().copied()),
-            chunks.get(right).and_then(|chunk| chunk.first().copied()),
-        ) else {
-            continue;
-        };
-        if low > high {
-            let tail = chunks.remove(right);
-            if let Some(chunk) = chunks.get_mut(right - 1) {
-                chunk.pop();
-                chunk.extend(tail.into_iter().skip(1));
-            }
-        }
-    }
-    let mut items = Vec::with_capacity(content.len());
-    for (index, chunk) in chunks.into_iter().enumerate() {
-        if index > 0 {
-            items.push(('-', true));
-        }
-        items.extend(chunk.into_iter().map(|c| (c, false)));
-    }
-    items
+    chunks
 }
 
 fn find_hyphen(content: &[char], from: usize) -> Option<usize> {
@@ -356,6 +400,23 @@ mod tests {
         let pattern = Pattern::new(&"*a".repeat(60));
         assert!(!pattern.matches(&format!("{}b", "a".repeat(5_000))));
         assert!(pattern.matches(&"a".repeat(5_000)));
+    }
+
+    #[test]
+    fn brackets_without_an_end_are_looked_at_once() {
+        for (start, unit) in
+            [("", "["), ("[]", "["), ("]", "["), ("", "[!"), ("[", "z-y-"), ("", "[]a")]
+        {
+            let steps = |count: usize| {
+                LOOKED.set(0);
+                let end = if start == "[" { "]" } else { "" };
+                let pattern = Pattern::new(&format!("{start}{}{end}", unit.repeat(count)));
+                assert!(!pattern.matches("?"), "{unit}");
+                LOOKED.get()
+            };
+            let (one, two) = (steps(10_000), steps(20_000));
+            assert!(two <= 2 * one + 100 && two <= 200_000, "{start}{unit}: {one} {two}");
+        }
     }
 
     #[test]

@@ -269,6 +269,23 @@ async def test_tasks_of_a_dead_manager_are_marked_failed_by_another(
     assert state == seen[-1]
 
 
+async def test_records_that_others_forged_do_not_keep_lost_tasks_from_ending() -> None:
+    lost = uuid.UUID(int=2**128 - 1)  # looked at last
+    forged = {f"background/running/{number}": value for number, value in enumerate([1, {}, None])}
+    forged["background/running/a"] = {"owner": "dead"}
+    forged["background/task/a"] = {"status": "evil"}
+    forged["background/running/b"] = {"owner": "dead"}
+    forged["background/task/b"] = TaskState(task_id="b").to_dict() | {"status": "evil"}
+    forged[f"background/running/{lost}"] = {"owner": "dead"}
+    forged[f"background/task/{lost}"] = TaskState(task_id=str(lost)).to_dict()
+    async with connect("memory://") as bus:
+        async with bus.transaction() as tx:
+            for key, value in forged.items():
+                tx.put(key, value)
+        async with BackgroundTaskManager(bus, lease=0.3) as manager:
+            assert (await ended(manager, lost)).status == "failed"
+
+
 async def test_a_living_manager_keeps_its_tasks(make_manager: MakeManager) -> None:
     one, two = await make_manager(lease=0.4), await make_manager(lease=0.4)
     task_id = await one.start(forever)

@@ -3,124 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import aiohttp
 import pytest
-from aiohttp import web
 
 from conformance.conftest import MakeBus
+from contrib.support import PATH, Serve, forever, on_uvicorn, plain, served, steps
 from eventbus import connect
 from eventbus.background import BackgroundTaskManager, ProgressReporter
 from eventbus.testing import eventually
-
-PATH = "/events/background-task"
-Serve = Callable[[BackgroundTaskManager, float], contextlib.AbstractAsyncContextManager[str]]
-
-
-@contextlib.asynccontextmanager
-async def on_uvicorn(app: Any) -> AsyncIterator[str]:
-    import uvicorn
-
-    config = uvicorn.Config(app, port=0, log_level="error", lifespan="off", ws="none")
-    server = uvicorn.Server(config)
-    server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]
-    serving = asyncio.create_task(server._serve())
-    await eventually(lambda: server.started)
-    port = server.servers[0].sockets[0].getsockname()[1]
-    try:
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        server.should_exit = True
-        server.force_exit = True
-        await serving
-
-
-@contextlib.asynccontextmanager
-async def plain(manager: BackgroundTaskManager, keep_alive: float) -> AsyncIterator[str]:
-    from eventbus.contrib.sse import asgi_app
-
-    async with on_uvicorn(asgi_app(manager, keep_alive=keep_alive)) as url:
-        yield url
-
-
-@contextlib.asynccontextmanager
-async def starlette(manager: BackgroundTaskManager, keep_alive: float) -> AsyncIterator[str]:
-    from starlette.applications import Starlette
-
-    from eventbus.contrib.starlette import background_task_route
-
-    app = Starlette(routes=[background_task_route(manager, keep_alive=keep_alive)])
-    async with on_uvicorn(app) as url:
-        yield url
-
-
-@contextlib.asynccontextmanager
-async def fastapi(manager: BackgroundTaskManager, keep_alive: float) -> AsyncIterator[str]:
-    from fastapi import FastAPI
-
-    from eventbus.contrib.fastapi import background_task_router
-
-    app = FastAPI()
-    app.include_router(background_task_router(manager, keep_alive=keep_alive))
-    async with on_uvicorn(app) as url:
-        yield url
-
-
-@contextlib.asynccontextmanager
-async def served(handler: Any) -> AsyncIterator[str]:
-    app = web.Application()
-    app.router.add_get(PATH, handler)
-    runner = web.AppRunner(app, shutdown_timeout=0.1)
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
-    try:
-        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
-    finally:
-        await runner.cleanup()
-
-
-@contextlib.asynccontextmanager
-async def on_aiohttp(manager: BackgroundTaskManager, keep_alive: float) -> AsyncIterator[str]:
-    from eventbus.contrib.aiohttp import background_task_handler
-
-    async with served(background_task_handler(manager, keep_alive=keep_alive)) as url:
-        yield url
-
-
-@pytest.fixture(params=[plain, starlette, fastapi, on_aiohttp], ids=lambda one: one.__name__)
-def serve(request: pytest.FixtureRequest) -> Serve:
-    found: Serve = request.param
-    return found
-
-
-@pytest.fixture
-async def manager(no_leaked_tasks: None) -> AsyncIterator[BackgroundTaskManager]:
-    async with connect("memory://") as bus, BackgroundTaskManager(bus) as found:
-        yield found
-
-
-@pytest.fixture
-async def client() -> AsyncIterator[aiohttp.ClientSession]:
-    async with aiohttp.ClientSession() as found:
-        yield found
-
-
-async def steps(reporter: ProgressReporter) -> str:
-    reporter.total_progress = 3
-    for number in range(3):
-        await asyncio.sleep(0.02)
-        await reporter.update(1, f"step {number}")
-    return "all done"
-
-
-async def forever(reporter: ProgressReporter) -> None:
-    await asyncio.sleep(1000)
 
 
 async def lines_of(response: aiohttp.ClientResponse) -> list[str]:

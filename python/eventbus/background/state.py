@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, Self, cast
+from typing import Any, Literal, Self, cast, get_args
 
 from eventbus.errors import DecodeError
 
-__all__ = ["Number", "TaskState", "TaskStatus"]
+__all__ = ["STATUSES", "Number", "TaskState", "TaskStatus"]
 
 TaskStatus = Literal["started", "done", "failed", "cancelled"]
 """Where a task is; every status but ``started`` is final."""
+
+STATUSES: tuple[str, ...] = get_args(TaskStatus)
+"""Every value of ``TaskStatus``."""
 
 Number = int | float
 
@@ -63,6 +66,12 @@ class TaskState:
             raise DecodeError(f"not the state of a task: {type(value).__name__}")
         found = cast("dict[str, Any]", value)
         try:
-            return cls(version=version, **{field: found[field] for field in _FIELDS})
+            fields = {field: found[field] for field in _FIELDS}
         except KeyError as error:
             raise DecodeError(f"state of a task lacks {error}") from None
+        if fields["status"] not in STATUSES or not isinstance(fields["task_id"], str):
+            raise DecodeError(
+                f"state of a task has status {fields['status']!r:.100} and task_id "
+                f"{fields['task_id']!r:.100}; valid: {', '.join(STATUSES)}, and a text"
+            )
+        return cls(version=version, **fields)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from typing import TYPE_CHECKING, Unpack
 
 from eventbus.background import BackgroundTaskManager
-from eventbus.contrib.sse import HEADERS, KEEP_ALIVE, Source, frames, source_of, task_id_of
-from eventbus.errors import EventBusError, NotFoundError
+from eventbus.contrib.streams import HEADERS, Refused, Source, StreamLimits, Streams
 
 if TYPE_CHECKING:
     from aiohttp.web import Request, StreamResponse
@@ -24,67 +23,76 @@ Handler = Callable[["Request"], Awaitable["StreamResponse"]]
 
 
 def background_task_handler(
-    manager: BackgroundTaskManager, *, keep_alive: float = KEEP_ALIVE
+    manager: BackgroundTaskManager, **limits: Unpack[StreamLimits]
 ) -> Handler:
     """Return a handler that streams the progress of a manager's background tasks.
 
     ``app.router.add_get("/events/background-task", background_task_handler(manager))``; the task
-    is named by ``?taskId=<uuid>``.
+    is named by ``?taskId=<uuid>``. Answers are those of ``contrib.sse.asgi_app``.
 
     Args:
         manager: The manager.
-        keep_alive: Seconds of silence before a comment.
+        **limits: Those of ``asgi_app``; ``authorize`` gets the request and the task.
 
     Raises:
         ImportError: aiohttp is not installed.
+        InvalidArgumentError: A limit is not positive, or ``authorize`` cannot be called.
     """
-    return handler_of(source_of(manager), keep_alive=keep_alive)
+    return handler_of(manager, **limits)
 
 
-def handler_of(source: Source, *, keep_alive: float = KEEP_ALIVE) -> Handler:
+def handler_of(source: Source | BackgroundTaskManager, **limits: Unpack[StreamLimits]) -> Handler:
     """Return a handler over any source of events; see ``background_task_handler``."""
     try:
         from aiohttp import web
     except ImportError as error:
         raise ImportError("aiohttp is not installed: pip install 'eventbus[aiohttp]'") from error
+    streams = Streams(source, **limits)
 
     async def handler(request: Request) -> StreamResponse:
-        task_id = task_id_of(request.query_string)
-        if task_id is None:
-            raise web.HTTPBadRequest(text="taskId must be a UUID")
         try:
-            events = await source(task_id, request.headers.get("Last-Event-ID"))
-        except NotFoundError as error:
-            raise web.HTTPNotFound(text=str(error)) from None
-        except EventBusError as error:
-            raise web.HTTPServiceUnavailable(text=str(error)) from None
-        response = web.StreamResponse(headers=HEADERS)
-        body = frames(events, keep_alive)
-
-        async def pump() -> None:
-            async for chunk in body:
-                await response.write(chunk)
-            await response.write_eof()
-
-        pumping: asyncio.Task[None] | None = None
-        try:
-            await response.prepare(request)
-            pumping = asyncio.ensure_future(pump())
-            # aiohttp tells of a client that left only when something is written.
-            while not pumping.done() and not _is_gone(request):
-                await asyncio.wait([pumping], timeout=_GLANCE)
-            if pumping.done():
-                pumping.result()
-        except ConnectionResetError:
-            log.debug("client left path=%s", request.path)
-        finally:
-            if pumping is not None and not pumping.done():
-                pumping.cancel()
-                await asyncio.wait([pumping])
-            await body.aclose()
-        return response
+            async with streams.open(
+                request,
+                method=request.method,
+                query=request.query_string,
+                last_event_id=request.headers.get("Last-Event-ID"),
+            ) as body:
+                response = web.StreamResponse(headers=HEADERS)
+                try:
+                    await response.prepare(request)
+                    await _stream(streams, body, request, response)
+                except ConnectionResetError:
+                    log.debug("client left path=%s", request.path)
+                return response
+        except Refused as refused:
+            return web.Response(status=refused.status, text=refused.text, headers=refused.headers)
 
     return handler
+
+
+async def _stream(
+    streams: Streams, body: AsyncGenerator[bytes], request: Request, response: StreamResponse
+) -> None:
+    """Send until the events or the client end."""
+
+    async def pump() -> None:
+        if await streams.send(body, response.write):
+            await response.write_eof()
+        elif request.transport is not None:
+            # Closing would wait until the client has taken what was written.
+            request.transport.abort()
+
+    pumping = asyncio.ensure_future(pump())
+    try:
+        # aiohttp tells of a client that left only when something is written.
+        while not pumping.done() and not _is_gone(request):
+            await asyncio.wait([pumping], timeout=_GLANCE)
+        if pumping.done():
+            pumping.result()
+    finally:
+        if not pumping.done():
+            pumping.cancel()
+            await asyncio.wait([pumping])
 
 
 def _is_gone(request: Request) -> bool:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Unpack
 
 from eventbus.background import BackgroundTaskManager
-from eventbus.contrib.sse import KEEP_ALIVE, Source, asgi_app
+from eventbus.contrib.sse import asgi_app
+from eventbus.contrib.streams import Source, StreamLimits
 
 if TYPE_CHECKING:
     from starlette.routing import Route
@@ -16,18 +17,18 @@ __all__ = ["background_task_route"]
 def background_task_route(
     manager: BackgroundTaskManager | Source,
     path: str = "/events/background-task",
-    *,
-    keep_alive: float = KEEP_ALIVE,
+    **limits: Unpack[StreamLimits],
 ) -> Route:
     """Return the route that streams the progress of background tasks.
 
     Args:
         manager: A manager, or where the events come from.
         path: Its path; the task is named by ``?taskId=<uuid>``.
-        keep_alive: Seconds of silence before a comment.
+        **limits: Who may watch, and what a client may cost; see ``contrib.sse.asgi_app``.
 
     Raises:
         ImportError: Starlette is not installed.
+        InvalidArgumentError: A limit is not positive, or ``authorize`` cannot be called.
     """
     try:
         from starlette.routing import Route
@@ -37,7 +38,7 @@ def background_task_route(
         ) from error
 
     # Starlette takes a function for a handler of requests, and any other callable for ASGI.
-    app = asgi_app(manager, keep_alive=keep_alive)
+    app = asgi_app(manager, **limits)
 
     class Endpoint:
         async def __call__(self, scope: object, receive: object, send: object) -> None:

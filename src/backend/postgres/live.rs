@@ -111,7 +111,8 @@ impl Live {
         let mut waiting = hearing.subscribe();
         let texts = Arc::new(Names::new(&config.channel_prefix, texts));
         let (unneeded, over) = tokio::sync::mpsc::unbounded_channel();
-        let channels = Arc::new(Channels::new(Arc::clone(&texts), unneeded));
+        let hears = config.wire.hears_dataknobs(&config.hear);
+        let channels = Arc::new(Channels::new(Arc::clone(&texts), hears, unneeded));
         let foreign = (config.wire == Wire::Dataknobs).then_some(texts);
         let style = Style { foreign, gate };
         let ear = Arc::new(Ear {

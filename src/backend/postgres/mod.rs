@@ -22,6 +22,9 @@ mod declared;
 mod ear;
 mod fault;
 mod foreign;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 mod heard;
 mod hollow;
 mod joined;
@@ -29,6 +32,7 @@ mod kept;
 mod link;
 mod live;
 mod messages;
+mod meter;
 mod migration;
 mod notices;
 mod operate;
@@ -381,6 +385,14 @@ impl Backend for PostgresBackend {
         let mut warnings = link.warnings.lock().clone();
         warnings.extend(link.ailments.lock().iter().cloned());
         warnings.extend(Some(link.unusable()).filter(|said| !said.is_empty()));
+        if live.registry.get().unreadable > 0 {
+            warnings.push(
+                "a group has a binding that is not used here: a newer version declared it, \
+                 somebody wrote into the tables of the bus, or the patterns of all groups would make \
+                 every publish slow"
+                    .into(),
+            );
+        }
         if link.is_pooled() {
             warnings.push(
                 "notifications do not arrive, as behind a transaction pooler: subscriptions and \
@@ -389,6 +401,7 @@ impl Backend for PostgresBackend {
                     .into(),
             );
         }
+        warnings.extend(link.connector.room.warning());
         Health {
             state: live.state(),
             server: link.server.lock().clone(),
@@ -396,7 +409,7 @@ impl Backend for PostgresBackend {
             warnings,
             last_error: link.last_error.lock().clone(),
             reconnects: link.reconnects.load(Ordering::Relaxed),
-            malformed: link.malformed.load(Ordering::Relaxed),
+            malformed: link.malformed.load(Ordering::Relaxed) + link.connector.room.overruns(),
         }
     }
 

@@ -4,7 +4,7 @@
 //! connections per process, whatever the number of subscriptions and consumers: commands, which are
 //! pipelined, and pub/sub, which also carries the wake-ups of waiting claims.
 //!
-//! - `dial`: makes a connection; `link`: keeps one; `identity`: which server they lead to;
+//! - `dial`: makes a connection; `meter`: limits what it may bring; `link`: keeps one; `identity`: which server they lead to;
 //!   `session`: everything between connect and close
 //! - `lanes`, `batch`: commits; `registry`: the bindings that targets are computed with; `context`:
 //!   how they are read, and come back when the server loses its data
@@ -12,7 +12,8 @@
 //! - `listen`: broadcasts; `hole`: when a gap is told; `kept`: those kept for replay; `message`: the
 //!   stored form of a message, which is also its frame
 //! - `raw`: single commands and channels, for wires that others have made
-//! - `checks`: what an operator should know of the server; `scripts`: the scripts
+//! - `checks`: what an operator should know of the server; `scripts`: the scripts; `library`: how the
+//!   server runs them; `setup`: what loads them as functions, for operators
 
 mod batch;
 mod bounds;
@@ -21,19 +22,25 @@ mod claim;
 mod context;
 mod dead_reason;
 mod dial;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 mod hole;
 mod identity;
 mod kept;
 mod lanes;
+mod library;
 mod link;
 mod listen;
 mod message;
 mod messages;
+mod meter;
 mod operate;
 mod raw;
 mod registry;
 mod scripts;
 mod session;
+mod setup;
 mod single;
 mod waits;
 
@@ -47,6 +54,7 @@ use parking_lot::RwLock;
 use tokio::time::Instant;
 
 pub use self::raw::{RedisClient, Reply};
+pub use self::setup::{Loaded, Setup, setup};
 
 use self::dial::Dialer;
 use self::session::Session;

@@ -172,7 +172,9 @@ impl<'a> Encoder<'a> {
             return self.tuple(tuple);
         }
         if let Ok(set) = value.cast::<PySet>() {
-            return self.nested(value, ext::SET, set.len(), set.iter());
+            // Copied: encoding an item can run Python code, which may change the set.
+            let items: Vec<_> = set.iter().collect();
+            return self.nested(value, ext::SET, items.len(), items.into_iter());
         }
         if let Ok(set) = value.cast::<PyFrozenSet>() {
             return self.nested(value, ext::FROZEN_SET, set.len(), set.iter());
@@ -413,8 +415,13 @@ impl<'a> Encoder<'a> {
     fn list(&mut self, list: &Bound<'_, PyList>) -> Done {
         self.enter(list, list.len())?;
         self.array_len(list.len())?;
-        for (index, item) in list.iter().enumerate() {
-            self.value(&item).map_err(|fail| fail.under(|| format!("[{index}]")))?;
+        let (len, mut seen) = (list.len(), 0);
+        for item in list.iter() {
+            self.value(&item).map_err(|fail| fail.under(|| format!("[{seen}]")))?;
+            seen += 1;
+        }
+        if seen != len {
+            return Err(Fail::reason("list changed size while it was encoded".into()));
         }
         self.leave();
         Ok(())

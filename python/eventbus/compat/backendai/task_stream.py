@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 import asyncio
-import json
+import logging
 import uuid
 import weakref
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 from eventbus.background import ServerSentEvent
-from eventbus.background.sse import close_event
-from eventbus.background.state import Number
+from eventbus.background.sse import close_event, json_text
+from eventbus.background.state import STATUSES, Number
 from eventbus.compat.backendai import dispatcher as era_a
 from eventbus.compat.backendai import events as era_b
 from eventbus.compat.backendai.base import BaseDispatcher
 from eventbus.compat.backendai.task_manager import BackgroundTaskManager
-from eventbus.errors import NotFoundError
+from eventbus.errors import DecodeError, NotFoundError
+
+if TYPE_CHECKING:
+    from eventbus.contrib.streams import StreamLimits
 
 __all__ = ["aiohttp_handler", "asgi_app", "open_stream", "sse_events"]
 
-_WATCHED = 1000  # events buffered per stream; older ones may go, the last one never does
+log = logging.getLogger("eventbus.compat.backendai")
+
+_WATCHED = 100  # events buffered per stream; older ones may go, the last one never does
 
 
 class _Watcher:
@@ -125,29 +130,36 @@ def _live(name: str, args: dict[str, Any]) -> ServerSentEvent:
         for field in ("current_progress", "total_progress"):
             if args.get(field) is not None:
                 data[field] = args[field]
-    return ServerSentEvent(name, json.dumps(data))
+    return ServerSentEvent(name, json_text(data))
 
 
 def _late(family: str, task_id: str, found: dict[str, str], numeric: bool) -> ServerSentEvent:
-    current: str | Number = found.get("current", "0")
-    total: str | Number = found.get("total", "0")
+    status = found.get("status")
+    if status not in STATUSES:
+        raise DecodeError(
+            f"task {task_id} has status {status!r:.100}; valid: {', '.join(STATUSES)}"
+        )
+    current: object = found.get("current", "0")
+    total: object = found.get("total", "0")
     if numeric:
         current, total = _number(str(current)), _number(str(total))
     data = {
         "task_id": task_id,
-        "status": found["status"],
+        "status": status,
         "current_progress": current,
         "total_progress": total,
         "message": found.get("msg", ""),
     }
-    return ServerSentEvent(f"{family}_{found['status']}", json.dumps(data))
+    return ServerSentEvent(f"{family}_{status}", json_text(data))
 
 
 def _number(text: str) -> Number:
-    try:
-        return int(text)
-    except ValueError:
-        return float(text)
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    raise DecodeError(f"progress of a task is no number: {text!r:.100}")
 
 
 async def open_stream(x: Watched, task_id: uuid.UUID | str, *, numeric: bool = False) -> _Stream:
@@ -214,9 +226,16 @@ class _Stream:
                     self._last = []
                     break
                 name, args = told
+                try:
+                    event = _live(name, args)
+                except Exception as error:  # noqa: BLE001 - it concerns this announcement only
+                    log.warning("malformed announcement skipped event=%s reason=%s", name, error)
+                    # It may have been the last one: the hash knows.
+                    watcher.doubtful = True
+                    continue
                 if name.endswith("_updated"):
-                    return _live(name, args)
-                self._last = [_live(name, args), close_event()]
+                    return event
+                self._last = [event, close_event()]
             else:
                 watcher.wake.clear()
                 await watcher.wake.wait()
@@ -256,23 +275,29 @@ async def sse_events(
         await stream.aclose()
 
 
-def asgi_app(x: Watched, *, numeric: bool = False) -> Any:
-    """Return an ASGI application for ``GET /events/background-task?taskId=…``."""
+def asgi_app(x: Watched, *, numeric: bool = False, **limits: Unpack[StreamLimits]) -> Any:
+    """Return an ASGI application for ``GET /events/background-task?taskId=…``.
+
+    The limits are those of ``eventbus.contrib.sse.asgi_app``.
+    """
     from eventbus.contrib.sse import asgi_app
 
     async def source(task_id: uuid.UUID, last: str | None) -> AsyncIterator[ServerSentEvent]:
         del last
         return await open_stream(x, task_id, numeric=numeric)
 
-    return asgi_app(source)
+    return asgi_app(source, **limits)
 
 
-def aiohttp_handler(x: Watched, *, numeric: bool = False) -> Any:
-    """Return an aiohttp handler for ``GET /events/background-task?taskId=…``."""
+def aiohttp_handler(x: Watched, *, numeric: bool = False, **limits: Unpack[StreamLimits]) -> Any:
+    """Return an aiohttp handler for ``GET /events/background-task?taskId=…``.
+
+    The limits are those of ``eventbus.contrib.sse.asgi_app``.
+    """
     from eventbus.contrib.aiohttp import handler_of
 
     async def source(task_id: uuid.UUID, last: str | None) -> AsyncIterator[ServerSentEvent]:
         del last
         return await open_stream(x, task_id, numeric=numeric)
 
-    return handler_of(source)
+    return handler_of(source, **limits)
