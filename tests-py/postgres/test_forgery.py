@@ -12,7 +12,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from eventbus import Bus, SerializationError, connect
+from eventbus import Bus, OperationTimeout, SerializationError, connect
 from eventbus.migration import migrate
 from eventbus.testing import eventually
 from postgres.conftest import Caller, MakeBus
@@ -298,6 +298,36 @@ async def test_nothing_is_stored_for_nobody(
     for n in range(5):
         await bus.publish("t", n)
     assert server.execute(f"select count(*) from {schema}.large") == [(0,)]
+
+
+# Locks
+
+
+async def test_a_known_limit_who_connects_stops_publishes_by_a_lock_at_a_bounded_cost(
+    schema: str,
+) -> None:
+    with PostgresServer() as server:
+        server.execute("create role counted login superuser")
+        server.execute("alter role counted set track_functions = 'all'")
+        server.execute("create role nobody login")
+        await migrate(server.url(), schema=schema)
+        url, options = server.url(user="counted"), {"schema": schema, "sweep": 60.0}
+        async with connect(url, op_timeout=2.0, **options) as bus:
+            [(version,)] = server.execute(f"select version from {schema}.registry")
+            lock = "hashtext(%s), %s"
+            held = (f"eventbus:{schema}", version)
+            with psycopg.connect(server.url(user="nobody"), autocommit=True) as nobody:
+                nobody.execute(f"select pg_advisory_lock({lock})", held)
+                with pytest.raises(OperationTimeout):
+                    await bus.publish("t", 1)
+            # His session has ended.
+            await bus.publish("t", 2)
+        [(calls,)] = server.execute(
+            "select calls from pg_stat_user_functions "
+            "where schemaname = %s and funcname = 'routes'",
+            schema,
+        )
+        assert calls < 2 / 0.02 + 20
 
 
 # Floods
