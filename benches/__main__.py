@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from pathlib import Path
 from benches import start, w1_fanout, w1p_patterns, w1q_queue, w6_codec
 from benches.machine import machine
 from benches.measure import Result, measure
+from benches.peers import SIGNING
 from benches.report import as_data, print_machine, print_result, print_summary
 
 WORKLOADS = {
@@ -35,12 +37,18 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--cpu", action="store_true", help="time the processor, not the wall: for a busy machine"
     )
+    parser.add_argument(
+        "--signing", action="store_true", help="give eventbus a signing_key over servers"
+    )
     parser.add_argument("--gc", action="store_true", help="let the garbage collector run")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all rounds to a file")
     given = parser.parse_args()
     unknown = set(given.workloads) - set(CHOICES)
     if unknown:
         parser.error(f"unknown: {', '.join(sorted(unknown))}; choose from {', '.join(CHOICES)}")
+    if given.signing:
+        # For the processes of both sides.
+        os.environ[SIGNING] = "1"
     given.workloads = given.workloads or CHOICES
     given.rounds = given.rounds or (3 if given.quick else 7)
     given.scale = given.scale or (0.2 if given.quick else 1.0)

@@ -6,9 +6,11 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use eventbus::codec::encode_signed;
 use eventbus::codec::json::Defaults;
 use eventbus::codec::{Limits, envelope, json, value, write};
 use eventbus::event::{Event, EventId, EventType, Field, Timestamp, WallTime};
+use eventbus::signing::Keys;
 
 const DEFAULTS: Defaults =
     Defaults { now: WallTime { micros: 0, offset_micros: None }, event_id: [0; 16] };
@@ -68,6 +70,14 @@ fn codec(criterion: &mut Criterion) {
         group.throughput(Throughput::Bytes(frame.len() as u64));
         group.bench_function("native_encode", |bencher| {
             bencher.iter(|| envelope::encode(black_box(&event), &limits));
+        });
+        let keys = Keys::new(&["a secret of some thirty-two bytes"]).unwrap();
+        let signed = encode_signed(&event, &event.topic, &keys, &limits).unwrap();
+        group.bench_function("native_encode_signed", |bencher| {
+            bencher.iter(|| encode_signed(black_box(&event), &event.topic, &keys, &limits));
+        });
+        group.bench_function("verify", |bencher| {
+            bencher.iter(|| keys.verify(&event.topic, black_box(&signed)));
         });
         group.bench_function("native_decode", |bencher| {
             bencher.iter(|| envelope::decode(black_box(&frame), &limits));

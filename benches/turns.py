@@ -26,17 +26,21 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("workloads", nargs="*", default=["W1"], help="as for `python -m benches`")
     parser.add_argument("--turns", type=int, default=11, help="turns of each checkout (11)")
     parser.add_argument("--scale", type=float, default=0.2, help="factor for the operations (0.2)")
+    parser.add_argument(
+        "--signing", action="store_true", help="sign in this checkout; the other may be the same"
+    )
     parser.add_argument("--cpu", action="store_true", help="time the processor, not the wall")
     return parser.parse_args()
 
 
-def one_turn(checkout: Path, given: argparse.Namespace) -> dict[Case, float]:
+def one_turn(checkout: Path, given: argparse.Namespace, *, is_ours: bool) -> dict[Case, float]:
     """Run the workloads once in a checkout; return the median of each case."""
     with tempfile.TemporaryDirectory() as folder:
         written = Path(folder) / "figures.json"
         command = [str(checkout / ".venv/bin/python"), "-m", "benches", *given.workloads]
         command += ["--rounds", "1", "--scale", str(given.scale), "--json", str(written)]
         command += ["--cpu"] if given.cpu else []
+        command += ["--signing"] if given.signing and is_ours else []
         done = subprocess.run(command, cwd=checkout, check=False, capture_output=True, text=True)
         if done.returncode != 0:
             raise SystemExit(f"{checkout}: {done.stderr}")
@@ -63,7 +67,8 @@ def main() -> int:
         both = [(given.other.resolve(), other), (HERE, ours)]
         # Every other turn goes backwards, so that nobody always follows the same neighbour.
         for checkout, figures in both if turn % 2 else reversed(both):
-            for case, figure in one_turn(checkout, given).items():
+            found = one_turn(checkout, given, is_ours=figures is ours)
+            for case, figure in found.items():
                 figures.setdefault(case, []).append(figure)
         print(f"turn {turn + 1} of {given.turns}", file=sys.stderr)
     print(f"{'':<58}{'before':>9}{'':>6}{'now':>9}{'':>6}   now : before, per turn")

@@ -6,9 +6,11 @@
 //! - [`topic`]: topics, `fnmatch` patterns, and the index from a topic to what matches it
 //! - [`event`]: the immutable event, a plain value
 //! - [`codec`]: event ⇄ bytes: the native msgpack envelope and the DataKnobs JSON wire, with limits
+//! - [`signing`]: signatures of frames and notifications, with keys derived from secrets
 //! - [`retry`]: failed attempt → delay or dead letter
 //! - [`config`]: options, their defaults and units
 //! - [`net`]: streams to servers, with TLS
+//! - [`guard`]: limits on what a server can make this process hold
 //! - [`nudge`]: background tasks that the thread with work for them may poll
 //! - [`clock`]: the time source that tests can turn by hand
 //! - [`backend`]: the contract that every backend fulfils, and the backends themselves
@@ -26,11 +28,13 @@ pub mod codec;
 pub mod config;
 pub mod error;
 pub mod event;
+pub mod guard;
 pub mod net;
 pub mod nudge;
 pub mod retry;
 pub mod ring;
 pub mod shutdown;
+pub mod signing;
 pub mod telemetry;
 pub mod topic;
 

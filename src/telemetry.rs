@@ -46,19 +46,21 @@ pub struct Counts {
     pub failed: u64,
     pub dropped: u64,
     pub malformed: u64,
+    pub unsigned: u64,
     pub gaps: u64,
     pub leases_lost: u64,
 }
 
 impl Counters {
-    /// Returns the counts.
+    /// Returns the counts, with what the gate of the backend did not let in.
     #[must_use]
-    pub fn snapshot(&self) -> Counts {
+    pub fn snapshot(&self, unsigned: u64) -> Counts {
         Counts {
             delivered: self.delivered.get(),
             failed: self.failed.get(),
             dropped: self.dropped.get(),
             malformed: self.malformed.get(),
+            unsigned,
             gaps: self.gaps.get(),
             leases_lost: self.leases_lost.get(),
         }

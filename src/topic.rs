@@ -14,6 +14,9 @@ use crate::error::{Error, Result};
 pub use pattern::Pattern;
 pub use router::Router;
 
+/// Longest name or pattern in bytes.
+pub const LONGEST: usize = 255;
+
 /// Names an entry of a [`Router`]; increasing in order of insertion.
 pub type RouteId = u64;
 
@@ -27,6 +30,25 @@ pub enum Binding {
 }
 
 impl Binding {
+    /// Makes a binding of a pattern.
+    ///
+    /// # Errors
+    /// `Topic` when it is longer than [`LONGEST`].
+    pub fn pattern(text: &str) -> Result<Self> {
+        if text.len() > LONGEST {
+            let rule = format!("is {} bytes, limit {LONGEST}", text.len());
+            return Err(refused("pattern", text, rule));
+        }
+        Ok(Self::Pattern(Pattern::new(text)))
+    }
+
+    /// Makes a binding of what a server has stored; `None` for a pattern that nobody could have
+    /// declared.
+    #[must_use]
+    pub fn stored(is_pattern: bool, text: &str) -> Option<Self> {
+        if is_pattern { Self::pattern(text).ok() } else { Some(Self::Topic(text.into())) }
+    }
+
     /// Whether a topic belongs to it.
     #[must_use]
     pub fn matches(&self, topic: &str) -> bool {
@@ -56,14 +78,18 @@ pub fn validate_group(group: &str) -> Result<()> {
 fn validate_name(what: &'static str, name: &str) -> Result<()> {
     let rule = if name.is_empty() {
         "must not be empty".to_owned()
-    } else if name.len() > 255 {
-        format!("is {} bytes, limit 255", name.len())
+    } else if name.len() > LONGEST {
+        format!("is {} bytes, limit {LONGEST}", name.len())
     } else if let Some((at, c)) = name.char_indices().find(|(_, c)| c.is_control()) {
         format!("holds the control character U+{:04X} at byte {at}", u32::from(c))
     } else {
         return Ok(());
     };
-    Err(Error::Topic { what, name: name.chars().take(80).collect(), rule })
+    Err(refused(what, name, rule))
+}
+
+fn refused(what: &'static str, name: &str, rule: String) -> Error {
+    Error::Topic { what, name: name.chars().take(80).collect(), rule }
 }
 
 #[cfg(test)]
@@ -79,6 +105,21 @@ mod tests {
             assert!(validate_topic(bad).is_err(), "{bad:?}");
             assert!(validate_group(bad).is_err(), "{bad:?}");
         }
+    }
+
+    #[test]
+    fn a_pattern_is_as_long_as_a_topic_at_most_wherever_it_comes_from() {
+        let (longest, longer) = ("[".repeat(255), "[".repeat(256));
+        assert!(Binding::pattern(&longest).is_ok() && Binding::pattern("").is_ok());
+        let refused = Binding::pattern(&longer).unwrap_err().to_string();
+        assert!(
+            refused.contains("pattern") && refused.contains("256 bytes, limit 255"),
+            "{refused}"
+        );
+        assert!(Binding::stored(true, &longest).is_some());
+        assert!(Binding::stored(true, &longer).is_none());
+        // Topics of any length may have been declared, and cost a look-up.
+        assert!(Binding::stored(false, &longer).is_some());
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import inspect
 import logging
 import pickle
@@ -137,6 +138,11 @@ def redis_rows() -> Iterator[Row]:
         redis(h, retention=3600.0, retention_max=7),
     )
     yield Row("redis://h?retention=0", {}, redis(h, retention=0.0))
+    key = "k" * 16
+    signed = [base64.b64encode(one).decode() for one in (key.encode(), b"l" * 16)]
+    yield Row("redis://h", {"signing_key": key}, redis(h, signing_keys=signed[:1]))
+    both = {"signing_key": lambda: [key, b"l" * 16]}
+    yield Row("redis://h", both, redis(h, signing_keys=signed))
     yield Row("unix:///run/redis.sock", {}, redis({"path": "/run/redis.sock"}))
     yield Row(
         "redis+unix://u:p@/run/a%20b.sock?db=2",
@@ -171,6 +177,15 @@ def postgres_rows() -> Iterator[Row]:
     tls: dict[str, Any] = {"net": {"tls": {}}}
     yield Row("postgresql://", {}, postgres())
     yield Row("postgres://localhost/app", {}, postgres(database="app"))
+    yield Row(
+        "postgresql://?broadcast_bodies=table",
+        {"signing_key": b"k" * 16, "accept_unsigned": "sql"},
+        postgres(
+            signing_keys=["a2tra2tra2tra2tra2traw=="],
+            accept_unsigned="sql",
+            broadcast_bodies="table",
+        ),
+    )
     yield Row(
         "postgresql+asyncpg://127.0.0.2:77/a%2Fb", {}, postgres("127.0.0.2", 77, database="a/b")
     )
@@ -683,7 +698,7 @@ def test_importing_eventbus_imports_nothing_for_servers() -> None:
     program = (
         "import sys, eventbus; print([name for name in sys.modules if name in ("
         "'urllib.parse', 'ipaddress', 'eventbus.backends', 'eventbus.options', 'eventbus.urls', "
-        "'eventbus.redis', 'eventbus.postgres')])"
+        "'eventbus.redis', 'eventbus.postgres') or name.startswith('eventbus.compat')])"
     )
     found = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True

@@ -46,6 +46,9 @@ PEERS: dict[str, tuple[str, tuple[str, ...], dict[str, Any]]] = {
     "procrastinate": ("procrastinates", ("procrastinate", "psycopg"), {}),
 }
 
+SIGNING = "EVENTBUS_BENCH_SIGNING"
+"""The variable that says that eventbus signs."""
+
 APART = {"arq"}
 """Peers that have an environment of their own."""
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable, Iterable
 from typing import Any
 
 from benches.payload import TOPIC
+from benches.peers import SIGNING
 from benches.peers.role import BATCH, Payload, Producer, Seen, batches, by_lanes
 from eventbus import Bus, Event, EventType, QueueFull, connect
 
 GROUP = "bench"
 CREATED = EventType.CREATED
+SIGNING_KEY = "a secret of some thirty-two bytes" if os.environ.get(SIGNING) else None
 
 
 class Ours(Producer):
@@ -55,7 +58,7 @@ class Ours(Producer):
 
 
 async def producer(url: str, how: str, queue: bool = False, in_hand: int = 16) -> Producer:
-    bus = connect(url)
+    bus = connect(url, signing_key=SIGNING_KEY)
     await bus.connect()
     if queue:
         await bus.declare_group(GROUP, TOPIC)
@@ -75,7 +78,7 @@ class OurConsumer:
             seen(event.payload)
 
         # A flood of the benchmark is larger than the default buffer, and must arrive whole.
-        async with connect(self._url, queue_size=1_000_000) as bus:
+        async with connect(self._url, queue_size=1_000_000, signing_key=SIGNING_KEY) as bus:
             if self._queue:
                 await bus.consume(TOPIC, handle, group=GROUP, concurrency=self._in_hand)
             else:

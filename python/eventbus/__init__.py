@@ -12,8 +12,9 @@ atexit.register(_eventbus._shutdown)
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_eventbus._after_fork_in_child)
 
-from eventbus.bus import Bus, DeadLetters, EventBus, InMemoryEventBus
+from eventbus.bus import Bus, DeadLetters
 from eventbus.config import ConsumeOptions, RetryPolicy
+from eventbus.connect import connect
 from eventbus.consumer import Consumer, Deliveries
 from eventbus.delivery import Delivery, Transaction, current_delivery
 from eventbus.dispatch import Registration, Registry, event_handler
@@ -44,22 +45,18 @@ from eventbus.errors import (
     UnsupportedError,
     VersionConflict,
 )
-from eventbus.factory import (
-    EventBusConfig,
-    EventBusFactory,
-    MemoryEventBusConfig,
-    connect,
-    create_event_bus,
-    create_event_bus_async,
-    event_bus_backends,
-)
 from eventbus.stream import Stream
 from eventbus.subscription import Subscription
 from eventbus.types import DeadLetter, Event, EventType, Gap, MessageInfo, Record
 
 if TYPE_CHECKING:
-    from eventbus.postgres import PostgresEventBus, PostgresEventBusConfig
-    from eventbus.redis import RedisEventBus, RedisEventBusConfig
+    from eventbus.compat.dataknobs.configured import EventBusConfig, MemoryEventBusConfig
+    from eventbus.compat.dataknobs.factory import create_event_bus, create_event_bus_async
+    from eventbus.compat.dataknobs.memory import InMemoryEventBus
+    from eventbus.compat.dataknobs.postgres import PostgresEventBus, PostgresEventBusConfig
+    from eventbus.compat.dataknobs.protocol import EventBus
+    from eventbus.compat.dataknobs.redis import RedisEventBus, RedisEventBusConfig
+    from eventbus.compat.dataknobs.registry import EventBusFactory, event_bus_backends
 
 __all__ = [
     "BatchError",
@@ -123,24 +120,33 @@ __all__ = [
     "event_handler",
 ]
 
-# Not imported with the package: a process pays only for the server that it uses.
-_WHEN_ASKED = {
-    "PostgresEventBus": "eventbus.postgres",
-    "PostgresEventBusConfig": "eventbus.postgres",
-    "RedisEventBus": "eventbus.redis",
-    "RedisEventBusConfig": "eventbus.redis",
+# The names that the DataKnobs contract promises (D1), imported when they are first asked for: other
+# code pays nothing for them.
+_DATAKNOBS = {
+    "EventBus": "protocol",
+    "EventBusConfig": "configured",
+    "EventBusFactory": "registry",
+    "InMemoryEventBus": "memory",
+    "MemoryEventBusConfig": "configured",
+    "PostgresEventBus": "postgres",
+    "PostgresEventBusConfig": "postgres",
+    "RedisEventBus": "redis",
+    "RedisEventBusConfig": "redis",
+    "create_event_bus": "factory",
+    "create_event_bus_async": "factory",
+    "event_bus_backends": "registry",
 }
 
 
 def __getattr__(name: str) -> object:
-    if name not in _WHEN_ASKED:
+    if name not in _DATAKNOBS:
         raise AttributeError(f"module 'eventbus' has no attribute {name!r}")
     from importlib import import_module
 
-    found = getattr(import_module(_WHEN_ASKED[name]), name)
+    found = getattr(import_module(f"eventbus.compat.dataknobs.{_DATAKNOBS[name]}"), name)
     globals()[name] = found
     return found
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_WHEN_ASKED})
+    return sorted({*globals(), *_DATAKNOBS})

@@ -10,7 +10,7 @@ import socket
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
-from eventbus import options, urls
+from eventbus import options, signing, urls
 from eventbus.errors import ConfigError, UnsupportedError
 from eventbus.options import MEMORY, POSTGRES, REDIS, Given, Kind
 from eventbus.urls import BusUrl, Host
@@ -47,7 +47,16 @@ _STORE = (
     "retention",
     "retention_max",
 )
-_SHARED = ("channel_prefix", "wire", "sweep", *_STORE)
+_SHARED = ("channel_prefix", "wire", "hear", "max_message_bytes", "sweep", *_STORE)
+_POSTGRES = (
+    "database",
+    "schema",
+    "migrate",
+    "pool_size",
+    "large_payloads",
+    "accept_unsigned",
+    "broadcast_bodies",
+)
 _TLS = {
     "tls_ca": "ca",
     "tls_cert": "cert",
@@ -158,8 +167,11 @@ def finished(result: Plan, values: Mapping[str, Any]) -> Plan:
         ConfigError: A function gave a password that cannot be sent.
     """
     refuse_unsupported(values)
+    keys = signing.signing_keys(values["signing_key"]) if "signing_key" in values else []
     if result.kind == "memory":
         return result
+    if keys:
+        result.config["signing_keys"] = keys
     net = result.config["net"]
     if "password" in net:
         net["password"] = options.reveal("password", net["password"])
@@ -288,6 +300,7 @@ def plan_redis(
     problems: list[str],
 ) -> Plan:
     """Return what a bus over Redis is made of; adds to the problems."""
+    signing.check(values, problems)
     if topology["kind"] == "cluster" and values.get("db", 0) != 0:
         problems.append(f"db={values['db']}: a Redis cluster has database 0 only")
     for key in ("username", "password"):
@@ -302,7 +315,7 @@ def plan_redis(
         "endpoints": endpoints,
         "topology": topology,
         "net": _net(values, encrypted, remedy, problems),
-        **_picked(values, ("db", "prefix", *_SHARED)),
+        **_picked(values, ("db", "prefix", "scripts", *_SHARED)),
     }
     return Plan("redis", config, {"delivery": "queued", **_bus(values, _BUS)})
 
@@ -333,6 +346,12 @@ def _postgres(parts: BusUrl, values: dict[str, Any], problems: list[str]) -> Pla
 
 def plan_postgres(values: dict[str, Any], problems: list[str]) -> Plan:
     """Return what a bus over Postgres is made of; adds to the problems."""
+    signing.check(values, problems)
+    if values.get("wire") == "dataknobs" and values.get("broadcast_bodies") == "table":
+        problems.append(
+            "broadcast_bodies='table' is not for wire='dataknobs', whose processes read bodies in "
+            "notifications only"
+        )
     host, port = values.get("host", "localhost"), values.get("port", 5432)
     endpoint: dict[str, Any] = {"host": host, "port": port}
     if "," in host:
@@ -345,9 +364,7 @@ def plan_postgres(values: dict[str, Any], problems: list[str]) -> Plan:
     config = {
         "endpoint": endpoint,
         "net": {"username": "postgres", **_net(values, encrypted, remedy, problems)},
-        **_picked(
-            values, ("database", "schema", "migrate", "pool_size", "large_payloads", *_SHARED)
-        ),
+        **_picked(values, (*_POSTGRES, *_SHARED)),
     }
     return Plan("postgres", config, {"delivery": "queued", **_bus(values, _BUS)})
 

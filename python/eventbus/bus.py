@@ -7,7 +7,7 @@ import logging
 import math
 import time
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from datetime import datetime
 from functools import cached_property
@@ -16,11 +16,9 @@ from typing import (
     TYPE_CHECKING,
     Any,
     ClassVar,
-    Protocol,
     Self,
     Unpack,
     overload,
-    runtime_checkable,
 )
 from uuid import UUID
 
@@ -29,7 +27,6 @@ from eventbus._asyncio import calling_task
 from eventbus._eventbus import CoreBus
 from eventbus.arguments import one_of as _one_of
 from eventbus.arguments import positive as _positive
-from eventbus.bus_config import Configured, MemoryEventBusConfig, memory_options
 from eventbus.config import (
     ConsumeOptions,
     DeliveryMode,
@@ -55,8 +52,9 @@ from eventbus.handlers import check_consumer, check_subscriber, warn_of_subscrib
 from eventbus.included import Included
 from eventbus.names import LiteralTopics, shown
 from eventbus.outbox import Outbox
-from eventbus.outcomes import DeadLetterHook
+from eventbus.outcomes import DeadLetterHook, is_undecodable
 from eventbus.signatures import check_gap_handler
+from eventbus.signing import Watch, signing_keys
 from eventbus.stream import Stream
 from eventbus.subscription import GapHandler, Handler, QueuedReceiver, Subscription
 from eventbus.types import (
@@ -77,7 +75,7 @@ if TYPE_CHECKING:
     from eventbus.figures import BusFigures, Health
     from eventbus.keywords import ConsumeKeywords, SubscribeKeywords
 
-__all__ = ["Bus", "DeadLetters", "EventBus", "InMemoryEventBus"]
+__all__ = ["INTAKE", "Bus", "DeadLetters"]
 
 log = logging.getLogger("eventbus.bus")
 handlers_log = logging.getLogger("eventbus.handlers")
@@ -103,26 +101,6 @@ Topics = str | Iterable[str]
 ErrorHook = Callable[[str, BaseException], object]
 
 
-@runtime_checkable
-class EventBus(Protocol):
-    """What every bus of the DataKnobs contract offers (D13)."""
-
-    async def connect(self) -> None:
-        """Open the bus."""
-
-    async def close(self) -> None:
-        """Close the bus and drop its subscriptions."""
-
-    async def publish(self, topic: str, event: Event) -> None:
-        """Publish an event on a topic."""
-
-    async def subscribe(
-        self, topic: str, handler: Callable[[Event], Any], pattern: str | None = None
-    ) -> Subscription:
-        """Call the handler with each event on the topic, or of the pattern."""
-        ...
-
-
 class Bus(CoreBus):
     """An event bus, over the embedded memory backend by default; ``eventbus.connect`` makes one.
 
@@ -137,7 +115,8 @@ class Bus(CoreBus):
         on_dead_letter: Called with each ``DeadLetter`` of the groups that this bus consumes, once
             it is stored and was logged; ``None`` by default. A plain function, on the loop of the
             consumer; what it raises is logged. What no handler decided (``crashed``, ``expired``,
-            ``undecodable``) is told within the sweep interval, to one consumer of the group.
+            ``undecodable``, ``unsigned``) is told within the sweep interval, to one consumer of the
+            group.
     """
 
     # Whether the DataKnobs contract holds: handlers get the event whatever their annotation says,
@@ -181,7 +160,8 @@ class Bus(CoreBus):
             max_elements: Most elements in a payload.
             **backend: Options of the memory backend: ``max_length`` (messages per group),
                 ``dedup_window`` (seconds), ``max_dedup_ids``, ``dead_retention`` (seconds),
-                ``max_dead``, ``max_tombstones``, ``retention`` (seconds), ``retention_max``.
+                ``max_dead``, ``max_tombstones``, ``retention`` (seconds), ``retention_max``,
+                ``signing_key`` (without effect).
 
         Raises:
             ConfigError: An option is unknown or out of range.
@@ -209,6 +189,7 @@ class Bus(CoreBus):
         )
         self._malformed_at: dict[str, float] = {}
         self._apart: set[str] = set()
+        self._watch: Watch | None = None
         self._literal_topics = LiteralTopics()
         self._topics: dict[str, str] = {}
         self._unattended = Unattended()
@@ -245,6 +226,7 @@ class Bus(CoreBus):
                     await asyncio.wait([self._leaving])
                 await self._connect()
                 self._tell_limits()
+                self._watch = Watch(self)
             except BaseException:
                 if self._state == "connecting":
                     self._enter("new" if before == "connecting" else before)
@@ -311,6 +293,8 @@ class Bus(CoreBus):
         await self._drain_receivers(deadline, caller)
         self._drop_subscriptions()
         self._set_live(False)
+        if self._watch is not None:
+            self._watch.stop()
         if not self._in_process:
             if caller is not None and around:
                 self._leaving = asyncio.create_task(self._leave(caller, around, limit))
@@ -403,7 +387,8 @@ class Bus(CoreBus):
     def counters(self) -> dict[str, int]:
         """Counts since the bus was made.
 
-        ``delivered``, ``failed``, ``dropped``, ``malformed``, ``gaps``, ``leases_lost`` and
+        ``delivered``, ``failed``, ``dropped``, ``malformed``, ``unsigned`` (without a valid
+        signature, on a bus with a ``signing_key``), ``gaps``, ``leases_lost`` and
         ``workers_replaced`` (tasks of consumers and subscriptions that had ended for no reason).
         """
         return {**self._counters(), "workers_replaced": self._workers_replaced}
@@ -447,6 +432,9 @@ class Bus(CoreBus):
 
     def _handler_failed(self, name: object, error: BaseException) -> None:
         """Log the exception of a subscriber and tell the hook; called by the core."""
+        if is_undecodable(error):
+            self._undecodable(self._topics.get(str(name), ""), error)
+            return
         text, topic = "Error in event handler for subscription %s", self._topics.get(str(name))
         if topic is None or self._IS_DATAKNOBS:
             # Contract D25 has this very text.
@@ -454,6 +442,11 @@ class Bus(CoreBus):
         else:
             handlers_log.error(f"{text} topic=%s", name, shown(topic), exc_info=error)
         self._tell_handler_error(str(name), error)
+
+    def _undecodable(self, topic: str, error: BaseException) -> None:
+        """Count and log an event that a handler could not read."""
+        self._count_malformed()
+        self._malformed(topic, str(error))
 
     def _consumer_failed(self, core: CoreDelivery, error: BaseException) -> None:
         """Log the exception of a consumer's handler and tell the hook."""
@@ -1170,68 +1163,12 @@ class DeadLetters:
         return await self._bus._settle_dead(self._group, message_ids, False)
 
 
-class InMemoryEventBus(Configured[MemoryEventBusConfig], Bus):
-    """The DataKnobs in-memory bus: works unconnected, takes any topic, never waits at ``close``.
-
-    Args as for ``Bus``; a mapping or a config object may come first (contract D15, D20).
-    """
-
-    CONFIG_CLS = MemoryEventBusConfig
-
-    _IS_DATAKNOBS = True
-
-    def __init__(
-        self, config: Mapping[str, Any] | MemoryEventBusConfig | None = None, **options: Any
-    ) -> None:
-        """Make a bus; see ``Bus``.
-
-        Raises:
-            ConfigError: An option is out of range.
-        """
-        super().__init__(_any_topic=True, **memory_options(type(self).__name__, config, options))
-        self._warned = False
-        self._config = (
-            config if isinstance(config, MemoryEventBusConfig) else MemoryEventBusConfig()
-        )
-
-    @property
-    def _connected(self) -> bool:
-        return self._state == "live"
-
-    async def connect(self) -> None:
-        """Open the bus. Idempotent."""
-        await super().connect()
-
-    async def close(self) -> None:
-        """Drop all subscriptions and return at once; a running inline handler ends by itself."""
-        for consumer in list(self._consumers):
-            await consumer.stop(0.0)
-        for stream in list(self._streams):
-            stream._stop()
-        self._drop_subscriptions()
-        self._set_live(False)
-        self._enter("closed")
-
-    @property
-    def config(self) -> MemoryEventBusConfig:
-        """The configuration."""
-        return self._config
-
-    def _enter(self, state: BusState) -> None:
-        if state != self._state:
-            # The warning of D36 comes once per connection state.
-            self._warned = False
-        super()._enter(state)
-
-    def _not_live(self, operation: str) -> None:
-        if operation == "publish" and not self._warned:
-            self._warned = True
-            log.warning("Publishing to disconnected event bus")
-
-
 def _memory_config(options: MemoryOptions) -> dict[str, Any]:
     """Return the options as the core reads them: durations in seconds."""
     config: dict[str, Any] = {**options}
+    # Checked, and without effect: nothing leaves the process.
+    if (key := config.pop("signing_key", None)) is not None:
+        signing_keys(key)
     for option in ("dedup_window", "dead_retention"):
         window = config.get(option)
         if window is not None:

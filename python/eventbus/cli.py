@@ -1,4 +1,4 @@
-"""The command line: ``eventbus migrate``."""
+"""The command line: ``eventbus migrate`` and ``eventbus redis-setup``."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import NoReturn
 
 from eventbus import ConfigError, EventBusError, __version__
 from eventbus.migration import migrate
+from eventbus.redis_setup import redis_setup
 
 __all__ = ["add_url", "main", "read_url"]
 
@@ -128,7 +129,23 @@ def _parser() -> argparse.ArgumentParser:
         help="let this role use the bus with migrate=False, without rights to change the schema",
     )
     command.set_defaults(run=_migrate)
+    _add_redis_setup(commands)
     return parser
+
+
+def _add_redis_setup(commands: argparse._SubParsersAction[_Parser]) -> None:
+    command = commands.add_parser(
+        "redis-setup",
+        help="load the functions of a Redis bus",
+        description="Load the functions of a Redis bus into every primary of a Redis 7 or newer, "
+        "so that the users of the bus need no right to run scripts.",
+        allow_abbrev=False,
+    )
+    add_url(command, "redis")
+    command.add_argument(
+        "--dry-run", action="store_true", help="change nothing; say what is missing where"
+    )
+    command.set_defaults(run=_redis_setup)
 
 
 async def _migrate(arguments: argparse.Namespace) -> None:
@@ -147,6 +164,17 @@ async def _migrate(arguments: argparse.Namespace) -> None:
         said = f"schema {done.schema}: version {done.found} -> {done.version}"
     granted = f"; granted to {arguments.grant_role}" if arguments.grant_role else ""
     sys.stdout.write(f"{said}{granted}\n")
+
+
+async def _redis_setup(arguments: argparse.Namespace) -> None:
+    done = await redis_setup(read_url(arguments), dry_run=arguments.dry_run)
+    said = {
+        "unchanged": "is up to date",
+        "new": "is missing" if arguments.dry_run else "was loaded",
+        "replaced": "has another text" if arguments.dry_run else "was replaced",
+    }
+    for server, state in done.servers.items():
+        sys.stdout.write(f"{server}: function library {done.library} {said[state]}\n")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

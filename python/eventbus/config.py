@@ -1,7 +1,7 @@
 """Options with their meaning, unit and default; checked when they are made."""
 
 # No `from __future__ import annotations`: each key of a TypedDict would cost a compilation.
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from os import PathLike
@@ -14,6 +14,7 @@ __all__ = [
     "BusOptions",
     "ConsumeOptions",
     "DeliveryMode",
+    "Foreign",
     "MemoryBusOptions",
     "MemoryOptions",
     "Overflow",
@@ -25,7 +26,10 @@ __all__ = [
     "RetryPolicy",
     "RunIn",
     "Seconds",
+    "Secret",
     "ServerOptions",
+    "SigningKey",
+    "SigningOptions",
     "SslMode",
     "StoreOptions",
     "StreamOptions",
@@ -47,13 +51,36 @@ Overflow = Literal["drop_oldest", "drop_newest", "close"]
 
 
 Wire = Literal["native", "dataknobs"]
-"""What broadcasts are sent as; every bus on a server understands both."""
+"""What broadcasts are sent as."""
+
+Foreign = Literal["dataknobs"]
+"""What is heard beside the native wire."""
 
 SslMode = Literal["disable", "allow", "prefer", "require", "verify-ca", "verify-full"]
 """The modes of libpq; none that encrypts leaves the server unverified here."""
 
 Password = str | Callable[[], str]
 """A password, or a function that returns it; called once, when the bus is made."""
+
+
+Secret = str | bytes
+"""The secret of a signature: at least 16 bytes, as ``secrets.token_hex(32)`` makes them."""
+
+SigningKey = Secret | Sequence[Secret] | Callable[[], Secret | Sequence[Secret]]
+"""A secret, several (the first signs, each verifies), or a function that returns them; called once,
+when the bus is made."""
+
+
+class SigningOptions(TypedDict, total=False):
+    """What every backend signs with.
+
+    Attributes:
+        signing_key: Secret, or secrets, by which what is published is signed, and without which
+            nothing received is accepted; never in a URL (default none; without effect on a memory
+            bus, which nothing leaves).
+    """
+
+    signing_key: SigningKey | None
 
 
 class StoreOptions(TypedDict, total=False):
@@ -77,7 +104,7 @@ class StoreOptions(TypedDict, total=False):
     retention_max: int | None
 
 
-class MemoryOptions(StoreOptions, total=False):
+class MemoryOptions(StoreOptions, SigningOptions, total=False):
     """Options of the memory backend.
 
     Attributes:
@@ -155,6 +182,8 @@ class ServerOptions(TypedDict, total=False):
         sweep: Seconds until what waits is looked at without a wake-up (default 5).
         channel_prefix: What the names of DataKnobs channels begin with (default ``events``).
         wire: What broadcasts are sent as, ``native`` or ``dataknobs`` (default ``native``).
+        hear: What is heard beside the native wire: ``("dataknobs",)``, on the channels of the
+            ``channel_prefix`` (default nothing; with ``wire="dataknobs"`` it is heard anyway).
     """
 
     username: str | None
@@ -170,6 +199,7 @@ class ServerOptions(TypedDict, total=False):
     sweep: Seconds
     channel_prefix: str
     wire: Wire
+    hear: str | Sequence[Foreign]
 
 
 class RedisOwnOptions(TypedDict, total=False):
@@ -179,12 +209,16 @@ class RedisOwnOptions(TypedDict, total=False):
         db: Number of the database (default 0; a cluster has no other).
         prefix: What every key of the bus begins with: buses of different prefixes never meet
             (default ``eventbus``).
+        scripts: How the server runs the scripts of the bus: ``functions``, the library that
+            ``eventbus redis-setup`` loads; ``eval``, scripts that every process loads; ``auto``,
+            the library where it is loaded, else scripts (default ``auto``).
         sentinel_username: Who logs in at the sentinels (default none).
         sentinel_password: Its password, or a function that returns it (default none).
     """
 
     db: int
     prefix: str
+    scripts: Literal["auto", "functions", "eval"]
     sentinel_username: str | None
     sentinel_password: Password | None
 
@@ -203,6 +237,12 @@ class PostgresOwnOptions(TypedDict, total=False):
         migrate: Whether connecting brings the schema up to date; otherwise its version is only
             checked, for a role without DDL rights (default true).
         pool_size: Most connections beside those that listen and commit (default 4).
+        accept_unsigned: What need not be signed although the bus has a ``signing_key``: ``sql``,
+            what the SQL function ``publish`` stored (default none).
+        broadcast_bodies: Where broadcasts stand: ``inline`` in notifications, which every role
+            that may connect reads, or ``table``, of which notifications only name the row; the
+            last one given holds for every process (default: as the bus is set, at first
+            ``inline``).
         large_payloads: How events go that are too large for a notification: ``table`` (default
             ``table``).
         sslmode: ``disable``, ``require``, ``verify-ca`` or ``verify-full``; ``allow`` and
@@ -220,6 +260,8 @@ class PostgresOwnOptions(TypedDict, total=False):
     schema: str
     migrate: bool
     pool_size: int
+    accept_unsigned: Literal["sql"] | None
+    broadcast_bodies: Literal["inline", "table"] | None
     large_payloads: Literal["table", "error"]
     sslmode: SslMode | None
     sslrootcert: str | PathLike[str] | None
@@ -228,13 +270,25 @@ class PostgresOwnOptions(TypedDict, total=False):
 
 
 class RedisOptions(
-    ServerOptions, RedisOwnOptions, StoreOptions, BufferOptions, StreamOptions, total=False
+    ServerOptions,
+    RedisOwnOptions,
+    SigningOptions,
+    StoreOptions,
+    BufferOptions,
+    StreamOptions,
+    total=False,
 ):
     """Options of ``connect`` for Redis."""
 
 
 class PostgresOptions(
-    ServerOptions, PostgresOwnOptions, StoreOptions, BufferOptions, StreamOptions, total=False
+    ServerOptions,
+    PostgresOwnOptions,
+    SigningOptions,
+    StoreOptions,
+    BufferOptions,
+    StreamOptions,
+    total=False,
 ):
     """Options of ``connect`` for Postgres."""
 

@@ -28,7 +28,7 @@ from eventbus.errors import (
 )
 from eventbus.handlers import calling
 from eventbus.names import shown
-from eventbus.outcomes import fail, leave, reject, tell_dead
+from eventbus.outcomes import bury, fail, is_undecodable, leave, reject, tell_dead
 from eventbus.signatures import handler_name
 from eventbus.subscription import Handler
 from eventbus.supervisor import Supervisor
@@ -303,6 +303,10 @@ class Consumer:
                 if not core.settled:
                     await self._release(core)
                 raise error
+        if is_undecodable(error) and not core.settled:
+            self._bus._undecodable(core.topic, error)
+            await self._settle(core, lambda: bury(core, error))
+            return
         self._bus._count(0, 1, 0, 0)
         if core.settled:
             self._bus._consumer_failed(core, error)

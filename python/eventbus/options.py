@@ -6,10 +6,11 @@ import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 from eventbus.config import seconds
 from eventbus.errors import ConfigError
+from eventbus.signing import read_signing_key
 
 __all__ = [
     "MEMORY",
@@ -113,6 +114,23 @@ def _word(*valid: str) -> Read:
     return read
 
 
+def _words(*valid: str) -> Read:
+    rule = f"must name only {', '.join(valid)}"
+
+    def read(value: Any, _text: bool) -> list[str]:
+        parts: Any = value.split(",") if isinstance(value, str) else value
+        if not isinstance(parts, tuple | list | set | frozenset):
+            raise ValueError(rule)
+        names: list[Any] = list(cast("Iterable[Any]", parts))
+        names = [one.strip() if isinstance(one, str) else one for one in names]
+        names = [one for one in names if one != ""]
+        if any(one not in valid for one in names):
+            raise ValueError(rule)
+        return list(dict.fromkeys(names))
+
+    return read
+
+
 def _queued(value: Any, _text: bool) -> str:
     if value != "queued":
         raise ValueError("must be queued: only a memory bus calls handlers inline")
@@ -194,6 +212,7 @@ _COMMON: dict[str, Read] = {
     "retention": _keeping,
     "retention_max": _whole(1),
     "partitions": _whole(1),
+    "signing_key": read_signing_key,
 }
 
 _SERVER: dict[str, Read] = {
@@ -210,6 +229,7 @@ _SERVER: dict[str, Read] = {
     "heartbeat": _time,
     "sweep": _time,
     "wire": _word("native", "dataknobs"),
+    "hear": _words("dataknobs"),
 }
 
 
@@ -256,6 +276,7 @@ REDIS = Kind(
         "db": _whole(0, 2**32 - 1),
         "prefix": _key_prefix,
         "channel_prefix": _any_text,
+        "scripts": _word("auto", "functions", "eval"),
         "sentinel_username": as_text,
         "sentinel_password": _secret,
         **_COMMON,
@@ -275,6 +296,8 @@ POSTGRES = Kind(
         "pool_size": _whole(1),
         "channel_prefix": _channel_word,
         "large_payloads": _word("table", "error"),
+        "accept_unsigned": _word("sql"),
+        "broadcast_bodies": _word("inline", "table"),
         "sslmode": _word(*_SSL_MODES),
         **_COMMON,
     },
@@ -288,7 +311,7 @@ POSTGRES = Kind(
 )
 
 _KINDS = (MEMORY, REDIS, POSTGRES)
-_SECRETS = {"password", "sentinel_password", "connection_string"}
+_SECRETS = {"password", "sentinel_password", "connection_string", "signing_key"}
 
 
 @dataclass(slots=True)

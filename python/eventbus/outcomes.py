@@ -18,7 +18,15 @@ if TYPE_CHECKING:
     from eventbus.config import Seconds
     from eventbus.types import DeadReason
 
-__all__ = ["DeadLetterHook", "fail", "leave", "reject", "tell_dead"]
+__all__ = [
+    "DeadLetterHook",
+    "bury",
+    "fail",
+    "is_undecodable",
+    "leave",
+    "reject",
+    "tell_dead",
+]
 
 log = logging.getLogger("eventbus.deliveries")
 
@@ -70,6 +78,24 @@ async def reject(core: CoreDelivery, reason: object) -> None:
     if pending is not None:
         await pending
     tell_dead(core.bus, _letter(core, "rejected", kept, core.attempt - 1))
+
+
+def is_undecodable(error: BaseException) -> bool:
+    """Whether a handler only met an event whose payload or metadata cannot be decoded."""
+    return getattr(error, "_of_message", False) is True
+
+
+async def bury(core: CoreDelivery, error: BaseException) -> None:
+    """Move a delivery that cannot be decoded to the dead letters, with its bytes.
+
+    The backend tells of it.
+
+    Raises:
+        LeaseLost: It was taken back or has ended already; nothing changed.
+    """
+    pending = core.settle_dead("undecodable", storable(str(error)))
+    if pending is not None:
+        await pending
 
 
 def leave(core: CoreDelivery, error: SystemExit | KeyboardInterrupt) -> None:

@@ -39,7 +39,9 @@ GapCause = Literal["overflow", "reconnect", "retention"]
 Since = str | UUID | datetime
 """Where a replay begins: ``"beginning"``, an ``event_id``, or an aware datetime."""
 
-DeadReason = Literal["failed", "rejected", "crashed", "undecodable", "unknown_task", "expired"]
+DeadReason = Literal[
+    "failed", "rejected", "crashed", "undecodable", "unknown_task", "expired", "unsigned"
+]
 """Why a message became a dead letter."""
 
 MessageState = Literal["ready", "delayed", "active"]
@@ -231,14 +233,15 @@ class DeadLetter:
         group: The group it belonged to.
         message_id: Names it for ``retry`` and ``discard``.
         topic: The topic it was published on.
-        reason: ``failed``, ``rejected``, ``crashed``, ``undecodable``, ``unknown_task`` or
-            ``expired``.
+        reason: ``failed``, ``rejected``, ``crashed``, ``undecodable``, ``unknown_task``,
+            ``expired`` or ``unsigned``.
         error: The last error: type, message, traceback; at most 16 KiB.
         attempts: Handler errors.
         crashes: Deliveries that ended without an answer.
         died_at: When, aware, in UTC.
         body: The raw bytes.
-        event: The event, or ``None`` when the bytes cannot be decoded.
+        event: The event, or ``None`` when the bytes cannot be decoded, or have no signature where
+            the bus wants one.
     """
 
     group: str

@@ -9,6 +9,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use parking_lot::Mutex;
 
+use super::gate::Gate;
 use super::replay::{Hint, ReplayListener};
 use super::{Frame, Gap, ListenRequest, Listener, Overflow};
 use crate::ring::Ring;
@@ -41,7 +42,11 @@ impl Feed {
 
 /// The listeners of one backend.
 #[derive(Debug, Default)]
-pub(super) struct Feeds(Arc<Mutex<State>>);
+pub(super) struct Feeds {
+    state: Arc<Mutex<State>>,
+    /// What every frame must pass before a listener is offered it.
+    gate: Option<Arc<Gate>>,
+}
 
 #[derive(Debug, Default)]
 struct State {
@@ -52,6 +57,11 @@ struct State {
 }
 
 impl Feeds {
+    /// Makes one without listeners.
+    pub(super) fn new(gate: Option<Arc<Gate>>) -> Self {
+        Self { state: Arc::default(), gate }
+    }
+
     /// Adds a listener; `kept` is dropped with it, to end what it needed on the server.
     pub(super) fn add(
         &self,
@@ -85,14 +95,14 @@ impl Feeds {
         kept: Box<dyn Any + Send + Sync>,
     ) -> FeedListener {
         let feed = Arc::new(feed);
-        let mut state = self.0.lock();
+        let mut state = self.state.lock();
         state.next_id += 1;
         let id = state.next_id;
         state.feeds.insert(id, Arc::clone(&feed));
         let bindings = bindings.into_iter();
         let routes =
             bindings.map(|binding| state.routes.insert(binding, Arc::clone(&feed))).collect();
-        FeedListener { feed, id, routes, feeds: Arc::clone(&self.0), _kept: kept }
+        FeedListener { feed, id, routes, feeds: Arc::clone(&self.state), _kept: kept }
     }
 
     /// Offers a frame to every listener that wants its topic, once.
@@ -102,8 +112,13 @@ impl Feeds {
 
     /// Offers a frame to the listeners with patterns only, or to those without, or to all.
     pub(super) fn deliver_to(&self, topic: &Arc<str>, body: &Bytes, wide: Option<bool>) {
+        if let Some(gate) = &self.gate
+            && (!self.has_match(topic) || !gate.admits(topic, body))
+        {
+            return;
+        }
         let (mut wakers, mut hints) = (Vec::new(), Vec::new());
-        let mut state = self.0.lock();
+        let mut state = self.state.lock();
         state.position += 1;
         let position = state.position;
         state.routes.for_each_match(topic, |_, feed| {
@@ -120,16 +135,25 @@ impl Feeds {
         hints.iter().for_each(|hint| hint.raise());
     }
 
+    fn has_match(&self, topic: &str) -> bool {
+        self.state.lock().routes.has_match(topic)
+    }
+
     /// Whether nobody listens.
     pub(super) fn is_empty(&self) -> bool {
-        self.0.lock().feeds.is_empty()
+        self.state.lock().feeds.is_empty()
+    }
+
+    /// Whether anybody listens to what is live.
+    pub(super) fn has_live(&self) -> bool {
+        self.state.lock().feeds.values().any(|feed| feed.hint.is_none())
     }
 
     /// Whether any listener wants to be offered a topic: what has to be fetched first need not be,
     /// else. Who reads what is kept is told to look.
     pub(super) fn wants(&self, topic: &str) -> bool {
         let (mut wanted, mut hints) = (false, Vec::new());
-        self.0.lock().routes.for_each_match(topic, |_, feed| match &feed.hint {
+        self.state.lock().routes.for_each_match(topic, |_, feed| match &feed.hint {
             Some(hint) => hints.push(Arc::clone(hint)),
             None => wanted = true,
         });
@@ -140,13 +164,13 @@ impl Feeds {
     /// Tells every listener that reads what is kept to look: hints may have been missed.
     pub(super) fn look(&self) {
         let hints: Vec<_> =
-            self.0.lock().feeds.values().filter_map(|feed| feed.hint.clone()).collect();
+            self.state.lock().feeds.values().filter_map(|feed| feed.hint.clone()).collect();
         hints.iter().for_each(|hint| hint.raise());
     }
 
     /// Tells every listener of a hole.
     pub(super) fn gap(&self, gap: Gap) {
-        let feeds: Vec<_> = self.0.lock().feeds.values().cloned().collect();
+        let feeds: Vec<_> = self.state.lock().feeds.values().cloned().collect();
         feeds.iter().for_each(|feed| match &feed.hint {
             // What it reads has no hole there.
             Some(hint) => hint.raise(),
@@ -156,7 +180,7 @@ impl Feeds {
 
     /// Ends every listener: what is buffered can still be taken.
     pub(super) fn close(&self) {
-        let feeds = std::mem::take(&mut self.0.lock().feeds);
+        let feeds = std::mem::take(&mut self.state.lock().feeds);
         feeds.values().for_each(|feed| feed.end());
     }
 }

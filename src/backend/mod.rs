@@ -4,12 +4,16 @@
 //! of queues and records: each [`Transaction`] is atomic, all of them travel in one round trip,
 //! and a stale token or failed precondition in one never touches another.
 
+mod bucket;
 mod feeds;
+mod gate;
 pub mod identity;
 pub mod memory;
 pub mod postgres;
 pub mod redis;
 mod replay;
+
+pub use gate::Gate;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -208,13 +212,15 @@ pub enum DeadReason {
     UnknownTask,
     /// It was not delivered before its time to live ended.
     Expired,
+    /// It has no signature by one of the keys of the bus that claimed it.
+    Unsigned,
 }
 
 impl DeadReason {
-    /// Whether the store decides it, without a word of a handler; see [`Backend::dead_news`].
+    /// Whether it is decided without a word of a handler; see [`Backend::dead_news`].
     #[must_use]
     pub fn is_news(self) -> bool {
-        matches!(self, Self::Crashed | Self::Undecodable | Self::Expired)
+        matches!(self, Self::Crashed | Self::Undecodable | Self::Expired | Self::Unsigned)
     }
 }
 
@@ -698,6 +704,12 @@ pub trait Backend: Send + Sync + std::fmt::Debug {
         None
     }
 
+    /// Returns what signs and verifies, where the backend was given keys and what it carries leaves
+    /// this process.
+    fn gate(&self) -> Option<&Arc<Gate>> {
+        None
+    }
+
     /// Returns what puts transactions of this backend into transactions of the caller's, where the
     /// backend is a database that callers have connections to.
     ///
@@ -820,7 +832,7 @@ pub trait Backend: Send + Sync + std::fmt::Debug {
     ) -> Result<Vec<DeadLetter>>;
 
     /// Takes the dead letters of a group that the store itself decided on (`crashed`, `expired`,
-    /// `undecodable`) and that nobody has been told of, oldest first, at most 100: each is given to
+    /// `undecodable`, `unsigned`) and that nobody has been told of, oldest first, at most 100: each is given to
     /// one caller. Of a long absence only the newest may be left.
     async fn dead_news(&self, group: &str) -> Result<Vec<DeadLetter>> {
         let _ = group;

@@ -13,6 +13,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tokio::sync::Notify;
 
+use super::bucket::Bucket;
+use super::gate::Gate;
 use super::{Broadcast, Frame, Gap, GapCause, Listener, Since};
 use crate::error::{Error, Result};
 use crate::ring::Ring;
@@ -22,6 +24,8 @@ use crate::topic::Binding;
 const PAGE: usize = 500;
 /// About how many bytes of bodies are read at once.
 pub(super) const PAGE_BYTES: usize = 1 << 20;
+/// How many looks in a row may find nothing at once, and how often one may beyond that: anybody may hint.
+const IN_VAIN: (u32, Duration) = (100, Duration::from_millis(20));
 /// Pause before what failed is tried again: at first, and at most.
 const RETRY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
 
@@ -131,6 +135,8 @@ pub(super) struct Replay<K> {
     pub(super) hint: Arc<Hint>,
     /// How long to wait for a hint; `None` = every change is hinted at.
     pub(super) sweep: Option<Duration>,
+    /// What every frame must pass.
+    pub(super) gate: Option<Arc<Gate>>,
 }
 
 impl<K: Kept> Replay<K> {
@@ -141,6 +147,7 @@ impl<K: Kept> Replay<K> {
         }
         let mut cursor = start.cursor;
         let mut pause = RETRY.0;
+        let in_vain = Bucket::new(IN_VAIN.0, IN_VAIN.1);
         loop {
             let room = self.ring.room().await;
             if room == 0 {
@@ -160,10 +167,19 @@ impl<K: Kept> Replay<K> {
                 }
             };
             pause = RETRY.0;
+            if page.end == cursor {
+                in_vain.take().await;
+            } else {
+                in_vain.fill();
+            }
             cursor = page.end;
             for item in page.items {
                 match item {
                     Broadcast::Frame { topic, body, position } => {
+                        let gate = self.gate.as_ref();
+                        if gate.is_some_and(|gate| !gate.admits_stored(&topic, &body)) {
+                            continue;
+                        }
                         self.ring.push(Frame { topic, body, position });
                     }
                     Broadcast::Gap(gap) => self.ring.push_gap(gap),

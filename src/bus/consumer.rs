@@ -27,6 +27,10 @@ use crate::topic::Binding;
 /// How long a settlement waits for company at most.
 const LINGER: Duration = Duration::from_millis(1);
 
+/// The error of a dead letter without signature.
+const UNSIGNED: &str = "no valid signature by a key of this bus for the topic it was published on; if \
+     its publisher can be trusted, give this bus the publisher's signing_key and retry it";
+
 /// Claims that follow one another faster than this and bring almost nothing are wasteful.
 const HASTE: Duration = Duration::from_micros(500);
 /// How many of them in a row make the next ones wait.
@@ -102,7 +106,7 @@ struct State {
 pub struct News {
     /// Leases that were lost.
     pub lost: Vec<Token>,
-    /// What died by a decision of the store: crashed, expired or undecodable.
+    /// What died by a decision of the store: crashed, expired, undecodable or unsigned.
     pub dead: Vec<DeadLetter>,
 }
 
@@ -223,7 +227,9 @@ impl Consumer {
             return Ok((0, free));
         }
         let count = claimed.len();
-        let late = self.hold(claimed);
+        let (signed, unsigned) = self.sift(claimed);
+        let late = self.hold(signed);
+        self.bury(unsigned).await;
         if late.is_empty() {
             return Ok((count, free));
         }
@@ -231,6 +237,27 @@ impl Consumer {
         let release = |lease| Transaction::settle(lease, Outcome::Release);
         drop(self.bus.backend.commit(late.into_iter().map(release).collect()).await);
         Err(Error::Closed { what: "consumer" })
+    }
+
+    /// Splits claimed deliveries into those that may be decoded, and those that are not signed.
+    fn sift(&self, claimed: Vec<Delivery>) -> (Vec<Delivery>, Vec<Delivery>) {
+        let Some(gate) = self.bus.backend.gate() else { return (claimed, Vec::new()) };
+        let claimed = claimed.into_iter();
+        claimed.partition(|delivery| gate.admits_stored(&delivery.topic, &delivery.body))
+    }
+
+    /// Moves what is not signed to the dead letters.
+    async fn bury(&self, unsigned: Vec<Delivery>) {
+        if unsigned.is_empty() {
+            return;
+        }
+        let bury = |delivery: Delivery| {
+            let error = UNSIGNED.to_owned();
+            let outcome = Outcome::Dead { reason: DeadReason::Unsigned, error };
+            Transaction::settle(delivery.lease, outcome)
+        };
+        // One that cannot be settled now comes again when its lease ends.
+        drop(self.bus.backend.commit(unsigned.into_iter().map(bury).collect()).await);
     }
 
     /// Returns how many more may be claimed. What is handled and was not sent yet counts, or a crash

@@ -6,6 +6,7 @@ mod consumer;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use bytes::Bytes;
 use tokio_util::task::TaskTracker;
 
 pub use consumer::{ConsumeOptions, Consumer, News};
@@ -13,17 +14,17 @@ pub use consumer::{ConsumeOptions, Consumer, News};
 use crate::backend::memory::MemoryBackend;
 pub use crate::backend::postgres::Migration;
 use crate::backend::postgres::{self, PostgresBackend};
-use crate::backend::redis::RedisBackend;
-pub use crate::backend::redis::{RedisClient, Reply};
+use crate::backend::redis::{self, RedisBackend};
+pub use crate::backend::redis::{Loaded, RedisClient, Reply, Setup};
 use crate::backend::{Backend, Committed, Transaction};
 use crate::clock::{Clock, SystemClock};
-use crate::codec::Limits;
 use crate::codec::json::{self, Defaults};
+use crate::codec::{self, Limits, Wire};
 use crate::config::{MemoryConfig, PostgresConfig, RedisConfig};
 use crate::error::{Error, Result};
-use crate::event::{Field, WallTime};
+use crate::event::{Event, Field, WallTime};
 use crate::shutdown::Tasks;
-use crate::telemetry::Counters;
+use crate::telemetry::{Counters, Counts};
 
 /// Makes a Redis backend that is not connected yet.
 ///
@@ -93,6 +94,14 @@ pub async fn migrate_postgres(
     postgres::migrate(config, grant_role, apply).await
 }
 
+/// Loads the functions of a Redis bus; see [`redis::setup`].
+///
+/// # Errors
+/// As there.
+pub async fn setup_redis(config: &RedisConfig, apply: bool) -> Result<Setup> {
+    redis::setup(config, apply).await
+}
+
 /// Returns the time and identity for a JSON message that has none.
 #[must_use]
 pub fn fresh_defaults() -> Defaults {
@@ -138,6 +147,31 @@ impl Bus {
     #[must_use]
     pub fn counters(&self) -> &Counters {
         &self.counters
+    }
+
+    /// Returns the counts of this moment.
+    #[must_use]
+    pub fn counts(&self) -> Counts {
+        self.counters.snapshot(self.backend.gate().map_or(0, |gate| gate.unsigned()))
+    }
+
+    /// Encodes an event that is published on `topic`, and signs it where the bus has keys.
+    ///
+    /// # Errors
+    /// As [`codec::encode`].
+    pub fn encode(&self, event: &Event, wire: Wire, topic: &str) -> Result<Bytes> {
+        match self.backend.gate() {
+            Some(gate) if wire == Wire::Native => {
+                codec::encode_signed(event, topic, gate.keys(), &self.limits)
+            }
+            _ => codec::encode(event, wire, &self.limits),
+        }
+    }
+
+    /// Whether what the backend has stored may be decoded: it is signed, or the bus has no keys.
+    #[must_use]
+    pub fn trusts(&self, topic: &str, body: &[u8]) -> bool {
+        self.backend.gate().is_none_or(|gate| gate.is_good(topic, body))
     }
 
     /// Returns the background tasks.

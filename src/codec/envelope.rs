@@ -11,7 +11,8 @@
 //! | 6 | source | *field* |
 //! | 7 | correlation id | *field* |
 //! | 8 | metadata | bin that holds one value of [`super::value`] |
-//! | 9 – 13 | reserved | traceparent, payload schema version, codec id, signature key id, position |
+//! | 9 – 11, 13 | reserved | traceparent, payload schema version, codec id, position |
+//! | 12 | signature | bin of 20 bytes, always the last entry; see [`crate::signing`] |
 //!
 //! A *field* is str, or an array with one item: the value as it is. Null fields and empty metadata
 //! are left out; 0, 1, 2 and 5 must be there. Readers skip keys they do not know, so a key may be

@@ -21,6 +21,7 @@ use bytes::Bytes;
 
 use crate::error::{Error, Result};
 use crate::event::Event;
+use crate::signing::{self, Keys};
 
 /// Limits checked before anything is allocated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -81,6 +82,19 @@ pub fn encode(event: &Event, wire: Wire, limits: &Limits) -> Result<Bytes> {
         Wire::Native => envelope::encode(event, limits),
         Wire::DataKnobs => json::encode(event, limits),
     }
+}
+
+/// Encodes an event as a native frame that is signed for the topic it is published on.
+///
+/// # Errors
+/// As [`encode`].
+pub fn encode_signed(event: &Event, topic: &str, keys: &Keys, limits: &Limits) -> Result<Bytes> {
+    let size = envelope::encoded_len(event) + signing::FRAME_BYTES;
+    value::check_size(size, limits)?;
+    let mut out = Vec::with_capacity(size);
+    envelope::encode_into(&mut out, event, limits)?;
+    keys.sign(topic, &mut out);
+    Ok(Bytes::from(out))
 }
 
 /// Decodes a received frame of either wire.

@@ -12,10 +12,11 @@ use serde::Deserialize;
 
 pub use memory::MemoryConfig;
 pub use net::{Endpoint, NetConfig, TlsConfig};
-pub use postgres::{LargePayloads, PostgresConfig};
-pub use redis::{RedisConfig, Topology, Wire};
+pub use postgres::{Bodies, LargePayloads, PostgresConfig, Unsigned};
+pub use redis::{Foreign, RedisConfig, Scripts, Topology, Wire};
 
 use crate::error::{Error, Result};
+use crate::signing::Keys;
 
 /// A password or key that no `Debug`, log or error shows.
 #[derive(Clone, PartialEq, Eq, Deserialize)]
@@ -93,6 +94,13 @@ impl Problems {
     fn replay(&mut self, wire: Wire, kept: Option<Retention>) {
         if wire == Wire::Dataknobs && kept.is_some_and(|kept| kept.is_on()) {
             self.add("retention is set, which the wire dataknobs cannot replay".into());
+        }
+    }
+
+    fn signing(&mut self, wire: Wire, hear: &[Foreign], keys: &Keys) {
+        if wire.hears_dataknobs(hear) && !keys.is_empty() {
+            let why = "a frame of the wire dataknobs has no place for a signature";
+            self.add(format!("signing_key is set, but {why}: anybody could send such a frame"));
         }
     }
 

@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-use super::{Endpoint, NetConfig, Problems, Retention, Wire, seconds, some_seconds};
+use super::{Endpoint, Foreign, NetConfig, Problems, Retention, Wire, seconds, some_seconds};
 use crate::error::Result;
+use crate::signing::Keys;
 
 /// How a `DataKnobs` broadcast goes that is too large for a notification.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
@@ -16,6 +17,24 @@ pub enum LargePayloads {
     Table,
     /// Not at all: its publish fails.
     Error,
+}
+
+/// Where the bodies of native broadcasts go; a setting of the bus.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Bodies {
+    /// In notifications, which every role that may connect can listen to.
+    Inline,
+    /// In a table that only roles of the bus read; notifications name rows of it.
+    Table,
+}
+
+/// What is accepted without a signature although the bus has keys.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Unsigned {
+    /// What the SQL function `publish` stored: JSON in queues and among what is kept for replay.
+    Sql,
 }
 
 /// Options of the Postgres backend.
@@ -42,8 +61,21 @@ pub struct PostgresConfig {
     pub channel_prefix: String,
     /// What broadcasts are sent as.
     pub wire: Wire,
+    /// What signs what is sent, and what is received must be signed with (default none).
+    pub signing_keys: Keys,
+    /// What need not be signed (default nothing).
+    pub accept_unsigned: Option<Unsigned>,
+    /// Where bodies of broadcasts go (default: as the bus is set; a new one says inline; the last one
+    /// given holds for every process).
+    pub broadcast_bodies: Option<Bodies>,
+    /// What is heard beside the native wire; with the wire `dataknobs` that is heard anyway (default
+    /// nothing).
+    pub hear: Vec<Foreign>,
     /// How `DataKnobs` broadcasts over 7,999 bytes go (default by table).
     pub large_payloads: LargePayloads,
+    /// Largest message that is expected, in bytes: a server whose answers are larger than that allows
+    /// is disconnected (default 1 MiB, with the wire `dataknobs` 16 MiB).
+    pub max_message_bytes: Option<u64>,
     /// How often what waits is looked at without a wake-up (seconds, default 5).
     #[serde(with = "seconds")]
     pub sweep: Duration,
@@ -80,7 +112,12 @@ impl Default for PostgresConfig {
             pool_size: 4,
             channel_prefix: "events".into(),
             wire: Wire::default(),
+            signing_keys: Keys::default(),
+            accept_unsigned: None,
+            broadcast_bodies: None,
+            hear: Vec::new(),
             large_payloads: LargePayloads::default(),
+            max_message_bytes: None,
             sweep: Duration::from_secs(5),
             dedup_window: Duration::from_secs(24 * 3600),
             retention: None,
@@ -97,6 +134,11 @@ impl PostgresConfig {
     #[must_use]
     pub fn kept(&self) -> Option<Retention> {
         Retention::of(self.retention, self.retention_max)
+    }
+
+    /// Returns the largest message that is expected, in bytes.
+    pub(crate) fn largest(&self) -> usize {
+        self.wire.largest(self.max_message_bytes)
     }
 
     /// Checks every option.
@@ -123,6 +165,14 @@ impl PostgresConfig {
         problems.some_time("dedup_window", self.dedup_window);
         problems.retention(self.retention_max);
         problems.replay(self.wire, self.kept());
+        problems.signing(self.wire, &self.hear, &self.signing_keys);
+        if self.wire == Wire::Dataknobs && self.broadcast_bodies == Some(Bodies::Table) {
+            let why = "processes of the wire dataknobs read bodies in notifications only";
+            problems.add(format!("broadcast_bodies is table, but {why}"));
+        }
+        if self.accept_unsigned.is_some() && self.signing_keys.is_empty() {
+            problems.add("accept_unsigned is set without a signing_key".into());
+        }
         problems.some_time("dead_retention", self.dead_retention);
         self.net.check(&mut problems);
         problems.end()

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Endpoint, NetConfig, Problems, Retention, seconds, some_seconds};
 use crate::error::Result;
+use crate::signing::Keys;
 
 /// How the servers of one Redis are arranged.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
@@ -27,7 +28,7 @@ pub enum Topology {
     Cluster,
 }
 
-/// Which frames broadcasts are sent in; every wire is understood on receipt.
+/// Which frames broadcasts are sent in.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Wire {
@@ -36,6 +37,41 @@ pub enum Wire {
     Native,
     /// `DataKnobs` JSON on `<channel_prefix>:<topic>`.
     Dataknobs,
+}
+
+/// How the server runs the scripts of the bus.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Scripts {
+    /// As functions where an operator has loaded them, else as scripts.
+    #[default]
+    Auto,
+    /// As functions of the library that `eventbus redis-setup` loads: users need no right to run
+    /// scripts of their own.
+    Functions,
+    /// As scripts that every process loads by itself.
+    Eval,
+}
+
+/// What is heard beside the native wire.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Foreign {
+    /// `DataKnobs` JSON on the channels of the `channel_prefix`.
+    Dataknobs,
+}
+
+impl Wire {
+    /// Returns the largest message that is expected, in bytes.
+    pub(crate) fn largest(self, given: Option<u64>) -> usize {
+        let usual = if self == Self::Dataknobs { 16 << 20 } else { 1 << 20 };
+        given.map_or(usual, |most| usize::try_from(most).unwrap_or(usize::MAX))
+    }
+
+    /// Whether a bus that sends on this wire, and was told to hear these, hears `DataKnobs`.
+    pub(crate) fn hears_dataknobs(self, hear: &[Foreign]) -> bool {
+        self == Self::Dataknobs || hear.contains(&Foreign::Dataknobs)
+    }
 }
 
 /// Options of the Redis backend.
@@ -59,6 +95,16 @@ pub struct RedisConfig {
     pub channel_prefix: String,
     /// What broadcasts are sent as.
     pub wire: Wire,
+    /// What signs what is sent, and what is received must be signed with (default none).
+    pub signing_keys: Keys,
+    /// What is heard beside the native wire; with the wire `dataknobs` that is heard anyway (default
+    /// nothing).
+    pub hear: Vec<Foreign>,
+    /// How the server runs the scripts of the bus.
+    pub scripts: Scripts,
+    /// Largest message that is expected, in bytes: a server whose answers are larger than that allows
+    /// is disconnected (default 1 MiB, with the wire `dataknobs` 16 MiB).
+    pub max_message_bytes: Option<u64>,
     /// How often what waits is looked at without a wake-up (seconds, default 5).
     #[serde(with = "seconds")]
     pub sweep: Duration,
@@ -94,6 +140,10 @@ impl Default for RedisConfig {
             prefix: "eventbus".into(),
             channel_prefix: "events".into(),
             wire: Wire::default(),
+            signing_keys: Keys::default(),
+            hear: Vec::new(),
+            scripts: Scripts::default(),
+            max_message_bytes: None,
             sweep: Duration::from_secs(5),
             dedup_window: Duration::from_secs(24 * 3600),
             retention: None,
@@ -110,6 +160,11 @@ impl RedisConfig {
     #[must_use]
     pub fn kept(&self) -> Option<Retention> {
         Retention::of(self.retention, self.retention_max)
+    }
+
+    /// Returns the largest message that is expected, in bytes.
+    pub(crate) fn largest(&self) -> usize {
+        self.wire.largest(self.max_message_bytes)
     }
 
     /// Checks every option.
@@ -136,6 +191,7 @@ impl RedisConfig {
         problems.some_time("dedup_window", self.dedup_window);
         problems.retention(self.retention_max);
         problems.replay(self.wire, self.kept());
+        problems.signing(self.wire, &self.hear, &self.signing_keys);
         problems.some_time("dead_retention", self.dead_retention);
         self.net.check(&mut problems);
         problems.end()

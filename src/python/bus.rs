@@ -26,12 +26,12 @@ use crate::backend::{
 };
 use crate::bus::{self, Bus};
 use crate::clock::{Clock, ManualClock, SystemClock};
-use crate::codec::{self, Limits, Wire};
+use crate::codec::{Limits, Wire};
 use crate::config::{self, MemoryConfig, PostgresConfig, RedisConfig};
 use crate::error::Error;
 use crate::ring::Ring;
 use crate::shutdown::Tasks;
-use crate::topic::{self, Binding, Pattern, RouteId};
+use crate::topic::{self, Binding, RouteId};
 
 /// What the buses of one in-process backend share.
 #[derive(Clone)]
@@ -180,7 +180,7 @@ impl Shared {
         let limits = self.bus.limits();
         let event = PyEvent::plain(event)?;
         let core = event.get().to_core(event.py(), limits, self.wire, topic)?;
-        let body = codec::encode(&core, self.wire, limits)?;
+        let body = self.bus.encode(&core, self.wire, topic)?;
         let key = core.event_id.key();
         Ok((event.get().message_id(&key), key, body))
     }
@@ -204,7 +204,7 @@ impl Shared {
 
     pub(crate) fn binding(&self, text: &str, is_pattern: bool) -> PyResult<Binding> {
         if is_pattern {
-            return Ok(Binding::Pattern(Pattern::new(text)));
+            return Ok(Binding::pattern(text)?);
         }
         if self.strict_topics {
             topic::validate_topic(text)?;
@@ -376,7 +376,35 @@ impl CoreBus {
 
     /// Returns the counters.
     fn _counters<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
-        Ok(pythonize::pythonize(py, &self.shared().bus.counters().snapshot())?)
+        Ok(pythonize::pythonize(py, &self.shared().bus.counts())?)
+    }
+
+    /// Whether the bus signs and verifies.
+    fn _is_signing(&self) -> bool {
+        self.shared().bus.backend().gate().is_some()
+    }
+
+    /// Waits until more than `known` messages without valid signature came; returns how many.
+    fn _refused(&self, known: u64) -> PyResult<Pending> {
+        let shared = self.shared();
+        shared.origin.check()?;
+        let gate = shared.bus.backend().gate().map(Arc::clone);
+        Ok(Pending::new(move |_py| {
+            let refused = async move {
+                match gate {
+                    Some(gate) => Ok(gate.refused(known).await),
+                    None => std::future::pending().await,
+                }
+            };
+            Ok(Pending::run(refused, options::number))
+        }))
+    }
+
+    /// Counts an event that a handler could not read.
+    fn _count_malformed(&self) {
+        if let Some(shared) = self.shared.get() {
+            shared.bus.counters().malformed.add(1);
+        }
     }
 
     /// Counts events whose handler ran in a task of its own.
@@ -813,9 +841,9 @@ impl CoreBus {
         let shared = Arc::clone(slf.get().ready(slf, "dead_letters")?);
         Ok(Pending::new(move |_py| {
             let after = after.as_deref().map(options::message_id).transpose()?;
-            let (backend, limits) = (Arc::clone(shared.bus.backend()), *shared.bus.limits());
+            let (backend, bus) = (Arc::clone(shared.bus.backend()), Arc::clone(&shared.bus));
             let list = async move { backend.dead_letters(&group, after, limit).await };
-            Ok(Pending::run(list, move |py, letters| options::dead_letters(py, letters, &limits)))
+            Ok(Pending::run(list, move |py, letters| options::dead_letters(py, letters, &bus)))
         }))
     }
 

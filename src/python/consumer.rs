@@ -116,9 +116,9 @@ impl CoreConsumer {
     fn news(&self) -> Pending {
         let consumer = Arc::clone(&self.consumer);
         Pending::new(move |_py| {
-            let limits = *consumer.bus().limits();
+            let bus = Arc::clone(consumer.bus());
             Ok(Pending::run(async move { Ok(consumer.news().await) }, move |py, news| {
-                let dead = options::dead_letters(py, news.dead, &limits)?;
+                let dead = options::dead_letters(py, news.dead, &bus)?;
                 Ok((news.lost, dead).into_pyobject(py)?.into_any().unbind())
             }))
         })
@@ -126,7 +126,7 @@ impl CoreConsumer {
 
     /// Takes what died by a decision of the store, for an iterator.
     fn dead(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
-        options::dead_letters(py, self.consumer.take_dead(), self.consumer.bus().limits())
+        options::dead_letters(py, self.consumer.take_dead(), self.consumer.bus())
     }
 
     /// Stops claiming and gives back what was not handed out.

@@ -1,6 +1,6 @@
 //! Core errors → Python exception classes: one exhaustive match.
 
-use pyo3::PyErr;
+use pyo3::{PyErr, Python};
 
 use crate::codec::json::INT_TOO_LONG;
 use crate::error::Error;
@@ -13,6 +13,7 @@ mod classes {
     pyo3::import_exception!(eventbus.errors, EncodeAttributeError);
     pyo3::import_exception!(eventbus.errors, EncodeTypeError);
     pyo3::import_exception!(eventbus.errors, EncodeValueError);
+    pyo3::import_exception!(eventbus.errors, EventBusError);
     pyo3::import_exception!(eventbus.errors, ForkedError);
     pyo3::import_exception!(eventbus.errors, InternalError);
     pyo3::import_exception!(eventbus.errors, InvalidArgumentError);
@@ -72,4 +73,9 @@ impl From<Error> for PyErr {
             Error::Internal { .. } => classes::InternalError::new_err(text),
         }
     }
+}
+
+/// Whether an error is one of ours.
+pub(crate) fn is_own(py: Python<'_>, error: &PyErr) -> bool {
+    error.is_instance_of::<classes::EventBusError>(py)
 }

@@ -522,7 +522,7 @@ fn field_to_py<'py>(
     match field {
         Field::Null => Ok(py.None().into_bound(py)),
         Field::Text(text) => Ok(PyString::new(py, text).into_any()),
-        Field::Value(bytes) => convert::decode_value(py, bytes, limits),
+        Field::Value(bytes) => convert::decode_of_message(py, bytes, limits),
     }
 }
 
@@ -600,7 +600,9 @@ impl PyEvent {
     #[getter]
     fn payload(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
         let payload = self.payload.get_or_make(py, || match &self.origin {
-            Origin::Received(event, limits) => convert::decode_value(py, &event.payload, limits),
+            Origin::Received(event, limits) => {
+                convert::decode_of_message(py, &event.payload, limits)
+            }
             Origin::Made { .. } => Ok(PyDict::new(py).into_any()),
         })?;
         Ok(payload.unbind())
@@ -657,7 +659,7 @@ impl PyEvent {
     fn metadata(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
         let metadata = self.metadata.get_or_make(py, || match &self.origin {
             Origin::Received(event, limits) if !event.metadata.is_empty() => {
-                convert::decode_value(py, &event.metadata, limits)
+                convert::decode_of_message(py, &event.metadata, limits)
             }
             _ => Ok(PyDict::new(py).into_any()),
         })?;

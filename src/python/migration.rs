@@ -1,4 +1,4 @@
-//! The function `migrate`: the schema of a Postgres bus.
+//! What operators do once: the schema of a Postgres bus, the functions of a Redis bus.
 
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
@@ -7,7 +7,8 @@ use super::bus::read_config;
 use super::mailbox::Pending;
 use super::runtime;
 use crate::bus;
-use crate::config::PostgresConfig;
+use crate::bus::Loaded;
+use crate::config::{PostgresConfig, RedisConfig};
 
 /// Brings a schema up to date; returns the version that was there, the one of this build, and the
 /// statements.
@@ -28,4 +29,29 @@ pub(crate) fn migrate(
         }))
     })
     .named("migrate"))
+}
+
+/// Loads the functions of a bus into its Redis servers; returns the name of their library, its text,
+/// and what became of it on each server.
+#[pyfunction]
+pub(crate) fn redis_setup(config: &Bound<'_, PyDict>, apply: bool) -> PyResult<Pending> {
+    let config: RedisConfig = read_config(config)?;
+    runtime::runtime()?;
+    Ok(Pending::new(move |_py| {
+        let work = async move { bus::setup_redis(&config, apply).await };
+        Ok(Pending::run(work, |py, done| {
+            let of = |(server, loaded)| (server, word(loaded));
+            let servers: Vec<(String, &str)> = done.servers.into_iter().map(of).collect();
+            Ok((done.library, done.text, servers).into_pyobject(py)?.into_any().unbind())
+        }))
+    })
+    .named("redis_setup"))
+}
+
+fn word(loaded: Loaded) -> &'static str {
+    match loaded {
+        Loaded::Unchanged => "unchanged",
+        Loaded::New => "new",
+        Loaded::Replaced => "replaced",
+    }
 }

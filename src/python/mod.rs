@@ -43,7 +43,7 @@ mod _eventbus {
     #[pymodule_export]
     use super::mailbox::Pending;
     #[pymodule_export]
-    use super::migration::migrate;
+    use super::migration::{migrate, redis_setup};
     #[pymodule_export]
     use super::publish::Publish;
     #[pymodule_export]

@@ -13,7 +13,7 @@ use super::event::{PyEvent, event_id_of};
 use crate::backend::{
     DeadLetter, Due, EventKey, Message, MessageId, MessageInfo, Op, Overflow, Record, Since,
 };
-use crate::bus::{ConsumeOptions, fresh_defaults};
+use crate::bus::{Bus, ConsumeOptions, fresh_defaults};
 use crate::codec::{self, Limits, Wire};
 use crate::error::{Error, Result};
 use crate::event::{EventId, Field, WallTime};
@@ -540,11 +540,12 @@ pub(crate) fn message_infos(py: Python<'_>, copies: &[MessageInfo]) -> PyResult<
     Ok(list.into_any().unbind())
 }
 
-/// Renders dead letters as dicts; `event` is `None` when the body cannot be decoded.
+/// Renders dead letters as dicts; `event` is `None` when the body cannot be decoded, or has no
+/// signature where the bus wants one.
 pub(crate) fn dead_letters(
     py: Python<'_>,
     letters: Vec<DeadLetter>,
-    limits: &Limits,
+    bus: &Bus,
 ) -> PyResult<Py<PyAny>> {
     let list = PyList::empty(py);
     for letter in letters {
@@ -558,9 +559,11 @@ pub(crate) fn dead_letters(
         dict.set_item("crashes", letter.crashes)?;
         dict.set_item("died_at", utc_time(py, letter.died_at)?)?;
         dict.set_item("body", PyBytes::new(py, &letter.body))?;
-        let event = match codec::decode(&letter.body, limits, fresh_defaults) {
-            Ok(event) => Some(Py::new(py, PyEvent::received(py, event, *limits)?)?),
-            Err(_) => None,
+        let trusted = bus.trusts(&letter.topic, &letter.body);
+        let decode = || codec::decode(&letter.body, bus.limits(), fresh_defaults);
+        let event = match trusted.then(decode) {
+            Some(Ok(event)) => Some(Py::new(py, PyEvent::received(py, event, *bus.limits())?)?),
+            Some(Err(_)) | None => None,
         };
         dict.set_item("event", event)?;
         list.append(dict)?;

@@ -64,6 +64,8 @@ impl Pattern {
     #[must_use]
     pub fn new(text: &str) -> Self {
         let chars: Vec<char> = text.chars().collect();
+        // No set is open beyond it, so looking for its end never reads anything twice.
+        let last_close = chars.iter().rposition(|&c| c == ']').unwrap_or(0);
         let mut never = false;
         let mut segments = vec![Segment::default()];
         let mut at = 0;
@@ -73,6 +75,7 @@ impl Pattern {
             match c {
                 '*' => segments.push(Segment::default()),
                 '?' => segment.push(Part::AnyChar),
+                '[' if at > last_close => segment.push_char('['),
                 '[' => match set_end(&chars, at) {
                     None => segment.push_char('['),
                     Some(end) => {
@@ -304,7 +307,38 @@ fn parse_set(content: &[char]) -> SetKind {
 
 /// Finds the ranges of a set the way CPython does: hyphens split the content into chunks, a range
 /// lies between the ends of two chunks, and a reversed range disappears together with both its ends.
+///
+/// Chunks are joined from right to left and backwards, so each character is moved once.
 fn range_items(content: &[char]) -> Vec<SetChar> {
+    let mut chunks = chunks(content).into_iter().rev();
+    let mut joined: Vec<Vec<char>> = Vec::new();
+    let mut right: Vec<char> = chunks.next().unwrap_or_default();
+    right.reverse();
+    for left in chunks {
+        match (left.split_last(), right.last()) {
+            (Some((low, rest)), Some(high)) if low > high => {
+                right.pop();
+                right.extend(rest.iter().rev());
+            }
+            _ => {
+                let next = left.into_iter().rev().collect();
+                joined.push(std::mem::replace(&mut right, next));
+            }
+        }
+    }
+    joined.push(right);
+    let mut items = Vec::with_capacity(content.len());
+    for (index, chunk) in joined.into_iter().rev().enumerate() {
+        if index > 0 {
+            items.push(('-', true));
+        }
+        items.extend(chunk.into_iter().rev().map(|c| (c, false)));
+    }
+    items
+}
+
+/// Splits the content of a set at the hyphens that separate the ends of a range.
+fn chunks(content: &[char]) -> Vec<Vec<char>> {
     let mut chunks: Vec<Vec<char>> = Vec::new();
     let mut start = 0;
     let mut from = if content.first() == Some(&'!') { 2 } else { 1 };
@@ -318,29 +352,7 @@ fn range_items(content: &[char]) -> Vec<SetChar> {
         Some(last) if rest.is_empty() => last.push('-'),
         _ => chunks.push(rest.to_vec()),
     }
-    for right in (1..chunks.len()).rev() {
-        let (Some(low), Some(high)) = (
-            chunks.get(right - 1).and_then(|chunk| chunk.last().copied()),
-            chunks.get(right).and_then(|chunk| chunk.first().copied()),
-        ) else {
-            continue;
-        };
-        if low > high {
-            let tail = chunks.remove(right);
-            if let Some(chunk) = chunks.get_mut(right - 1) {
-                chunk.pop();
-                chunk.extend(tail.into_iter().skip(1));
-            }
-        }
-    }
-    let mut items = Vec::with_capacity(content.len());
-    for (index, chunk) in chunks.into_iter().enumerate() {
-        if index > 0 {
-            items.push(('-', true));
-        }
-        items.extend(chunk.into_iter().map(|c| (c, false)));
-    }
-    items
+    chunks
 }
 
 fn find_hyphen(content: &[char], from: usize) -> Option<usize> {

@@ -22,7 +22,6 @@ import pytest
 
 import eventbus
 from eventbus import Event, EventType, create_event_bus, create_event_bus_async
-from eventbus.backend_registry import BackendRegistry
 from eventbus.compat import dataknobs
 from eventbus.compat.dataknobs import (
     EventBusConfig,
@@ -35,6 +34,7 @@ from eventbus.compat.dataknobs import (
     event_bus_backends,
     exceptions,
 )
+from eventbus.compat.dataknobs.registry import BackendRegistry
 from servers.shared import shared_postgres, shared_redis
 
 Eventually = Callable[..., Awaitable[Any]]

@@ -7,6 +7,8 @@ import os
 import resource
 import signal
 import socket
+import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -115,6 +117,13 @@ class RedisServer(Server):
     def stop(self) -> None:
         """Shut it down in an orderly way."""
         self._process.end(signal.SIGTERM)
+
+    def load_functions(self, user: str = "") -> None:
+        """Load the functions of the bus, as an operator does."""
+        command = [sys.executable, "-m", "eventbus", "redis-setup", "-"]
+        url = self.url(user=user).encode()
+        done = subprocess.run(command, input=url, capture_output=True, check=False, timeout=60)
+        assert done.returncode == 0, done.stderr
 
     def restart(self, *, kill: bool = False) -> Self:
         """End it and start it again on the same port and data."""

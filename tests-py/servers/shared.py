@@ -13,10 +13,13 @@ def shared_redis() -> RedisServer:
     """Return the Redis of this run; it starts when first asked for and ends with the run.
 
     It keeps an append-only file, as a bus wants it, and allows many databases: the tests use names
-    of their own.
+    of their own. Its scripts run as functions; servers that tests start for themselves, and the
+    tests of the core, run them by their hash.
     """
     config = {"databases": 64, "maxmemory-policy": "noeviction"}
-    return RedisServer(appendonly=True, appendfsync="no", config=config).start()
+    server = RedisServer(appendonly=True, appendfsync="no", config=config).start()
+    server.load_functions()
+    return server
 
 
 @cache

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import logging
 import uuid
-from typing import Any, Protocol
+from collections.abc import Mapping
+from typing import Any, Protocol, cast
 
 from eventbus.bus import Bus
 from eventbus.delivery import Transaction
 from eventbus.errors import VersionConflict
+from eventbus.types import Record
 
 __all__ = ["Liveness", "RecordLiveness"]
 
 log = logging.getLogger("eventbus.background")
+
+# Malformed records that a manager names in the log, each once: a stranger may write any number.
+_MOST_TOLD = 100
 
 
 class Liveness(Protocol):
@@ -36,6 +41,14 @@ class Liveness(Protocol):
         """Show no sign of life any more."""
 
 
+def _owner(record: Record) -> str | None:
+    """Return the manager that runs a task; ``None`` when somebody else wrote the record."""
+    value: Any = record.value
+    fields: Mapping[Any, Any] = cast("Any", value) if isinstance(value, dict) else {}
+    owner: Any = fields.get("owner")
+    return owner if isinstance(owner, str) else None
+
+
 class RecordLiveness:
     """Signs of life as records: one that ends by itself per manager, one per running task."""
 
@@ -51,6 +64,7 @@ class RecordLiveness:
         self._managers = f"{prefix}/manager/"
         self._running = f"{prefix}/running/"
         self._lease = lease
+        self._told: set[str] = set()
         self.owner = uuid.uuid4().hex
 
     async def renew(self) -> None:
@@ -91,11 +105,11 @@ class RecordLiveness:
         after: str | None = None
         while page := await self._bus.scan(self._running, after=after, limit=500):
             for record in page:
-                value: Any = record.value
-                try:
-                    owner = str(value["owner"])
-                except (KeyError, TypeError):
-                    log.warning("malformed record key=%s", record.key)
+                owner = _owner(record)
+                if owner is None:
+                    if record.key not in self._told and len(self._told) < _MOST_TOLD:
+                        self._told.add(record.key)
+                        log.warning("malformed record key=%s", record.key)
                     continue
                 if owner not in alive:
                     alive[owner] = await self._bus.read(self._managers + owner) is not None

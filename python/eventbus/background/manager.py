@@ -8,7 +8,7 @@ import logging
 import time
 import uuid
 from collections import deque
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -30,7 +30,9 @@ from eventbus.errors import (
     NotFoundError,
     VersionConflict,
 )
+from eventbus.names import shown
 from eventbus.stream import Stream
+from eventbus.supervisor import Supervisor
 from eventbus.types import Gap
 
 __all__ = ["BackgroundTask", "BackgroundTaskManager"]
@@ -108,7 +110,9 @@ class BackgroundTaskManager:
                 raise InvalidArgumentError(f"{option}={value!r} must be more than 0 seconds")
         self._liveness = RecordLiveness(bus, prefix, self._lease)
         self._watchers: dict[str, set[_Watcher]] = {}
-        self._helpers: list[asyncio.Task[None]] = []
+        self._helpers: dict[str, asyncio.Task[None]] = {}
+        self._supervisor: Supervisor | None = None
+        self._malformed = 0
         self._stream: Stream | None = None
         self._live = False
         self._running: dict[str, RunningTask] = {}
@@ -128,11 +132,18 @@ class BackgroundTaskManager:
         await self._stream.__aenter__()
         await self._liveness.renew()
         self._live = True
+        self._supervisor = Supervisor(
+            f"background manager prefix={shown(self._prefix)}", self._bus._replaced
+        )
+        self._supervisor.keep(partial(self._begin, "updates", partial(self._serve, self._stream)))
+        self._supervisor.keep(partial(self._begin, "sweep", self._sweep))
+
+    def _begin(
+        self, name: str, serve: Callable[[], Coroutine[Any, Any, None]]
+    ) -> asyncio.Task[None]:
         create = asyncio.get_running_loop().create_task
-        self._helpers = [
-            create(self._serve(self._stream), name="eventbus-background-updates"),
-            create(self._sweep(), name="eventbus-background-sweep"),
-        ]
+        task = self._helpers[name] = create(serve(), name=f"eventbus-background-{name}")
+        return task
 
     async def shutdown(self) -> None:
         """Cancel what runs here, wait until it ended as cancelled, and stop watching. Idempotent.
@@ -146,9 +157,11 @@ class BackgroundTaskManager:
         if not self._live:
             return
         self._live = False
-        for helper in self._helpers:
+        if self._supervisor is not None:
+            self._supervisor.stop()
+        for helper in self._helpers.values():
             helper.cancel()
-        await asyncio.wait(self._helpers)
+        await asyncio.wait(self._helpers.values())
         with suppress(EventBusError):
             await self._store_ends()
         if self._stream is not None:
@@ -313,11 +326,11 @@ class BackgroundTaskManager:
                 watchers = self._watchers.get(event.topic[skip:])
                 if watchers is None:
                     continue
-                payload: Any = event.payload
                 try:
+                    payload: Any = event.payload
                     state = TaskState.from_dict(payload["state"], int(payload["version"]))
-                except (DecodeError, KeyError, TypeError, ValueError):
-                    log.warning("malformed announcement topic=%s", event.topic)
+                except Exception as error:  # noqa: BLE001 - it concerns this announcement only
+                    self._bad(event.topic, error)
                     continue
                 for watcher in watchers:
                     watcher.tell(state)
@@ -326,6 +339,16 @@ class BackgroundTaskManager:
         for watchers in list(self._watchers.values()):
             for watcher in watchers:
                 watcher.end()
+
+    def _bad(self, topic: str, error: Exception) -> None:
+        self._malformed += 1
+        if self._malformed == 1 or self._malformed % 1000 == 0:
+            log.warning(
+                "malformed announcement skipped topic=%s count=%d reason=%s",
+                shown(topic),
+                self._malformed,
+                error,
+            )
 
     def _gap(self, gap: Gap) -> None:
         """Announcements were lost: every reader looks at the record."""

@@ -213,6 +213,8 @@ class Engine(Generic[H]):
 
     def _replaced(self) -> None:
         self.counts["replaced"] += 1
+        if self._transport is not None:
+            self._transport.replaced()
 
     @property
     def _loop_ends(self) -> bool:

@@ -7,10 +7,10 @@ from types import TracebackType
 from typing import Any, Self
 
 from eventbus.bus import Bus
+from eventbus.connect import connect
 from eventbus.dispatcher.events import AbstractEvent
 from eventbus.dispatcher.transport import BusTransport, Message, Target, Transport
 from eventbus.errors import NotConnectedError
-from eventbus.factory import connect
 
 __all__ = ["EventProducer", "message_of", "transport_of"]
 

@@ -156,6 +156,9 @@ class Transport(Protocol):
     async def unhandled(self, incoming: Incoming) -> None:
         """Take back an event that no handler here wants."""
 
+    def replaced(self) -> None:
+        """Take note that a task which receives had ended for no good reason, and was replaced."""
+
     def figures(self) -> dict[str, Any]:
         """Return what the transport counted."""
         ...
@@ -262,6 +265,7 @@ class BusTransport:
         self._wanted: frozenset[str] = frozenset()
         self._stopped = False
         self._malformed = 0
+        self._replaced = 0
 
     # Producing
 
@@ -334,17 +338,19 @@ class BusTransport:
                 continue
             try:
                 return self._decode(name, event)
-            except EventBusError as error:
+            except Exception as error:  # noqa: BLE001 - it concerns this message only
                 self._bad(error)
 
     def _decode(self, name: str, event: Event) -> Message:
         message = self._coding.decode(name, event)
-        made: Any = event.metadata
+        given: Any = event.metadata
+        made: Mapping[Any, Any] = cast("Any", given) if isinstance(given, dict) else {}
         if made.get("origin") == _ORIGIN:
-            message.number = made.get("number")
+            number: Any = made.get("number")
+            message.number = number if isinstance(number, int) else None
         return message
 
-    def _bad(self, error: EventBusError) -> None:
+    def _bad(self, error: Exception) -> None:
         self._malformed += 1
         if self._malformed == 1 or self._malformed % 1000 == 0:
             log.warning("malformed event skipped count=%d reason=%s", self._malformed, error)
@@ -378,6 +384,10 @@ class BusTransport:
                     return
                 except EventBusError as error:
                     log.warning("cannot bind group=%s reason=%s", self._group, error)
+                    await asyncio.sleep(_PAUSE)
+                except Exception:
+                    log.exception("cannot bind group=%s; trying again", self._group)
+                    self.replaced()
                     await asyncio.sleep(_PAUSE)
         finally:
             self._rebinder = None
@@ -434,7 +444,7 @@ class BusTransport:
         """Return what a delivery holds; one that cannot be read becomes a dead letter."""
         try:
             return Incoming(self._decode(self._name(delivery.topic), delivery.event), delivery)
-        except EventBusError as error:
+        except Exception as error:  # noqa: BLE001 - it concerns this message only
             self._bad(error)
             await delivery.reject(f"malformed event: {error}")
             return None
@@ -482,9 +492,14 @@ class BusTransport:
         await self.bound()
         await self.push_back([incoming])
 
+    def replaced(self) -> None:
+        """Let ``health()`` of the bus tell that a task of the dispatcher had ended."""
+        self._replaced += 1
+        self._bus._replaced()
+
     def figures(self) -> dict[str, Any]:
-        """Return ``malformed``; the queue's own figures are in ``Bus.inspect``."""
-        return {"malformed": self._malformed}
+        """Return ``malformed`` and ``replaced``; the queue's own are in ``Bus.inspect``."""
+        return {"malformed": self._malformed, "replaced": self._replaced}
 
     # End
 

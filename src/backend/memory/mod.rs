@@ -262,7 +262,8 @@ impl Backend for MemoryBackend {
         let feed = Arc::new(Feed::replaying(Arc::clone(&ring), Arc::clone(&hint)));
         let feed = self.shared.add_feed(feed, request.bindings.clone())?;
         let listener = ReplayListener::new(Arc::clone(&ring), Arc::clone(&hint), Box::new(feed));
-        let replay = Replay { kept, bindings: request.bindings, ring, hint, sweep: None };
+        let replay =
+            Replay { kept, bindings: request.bindings, ring, hint, sweep: None, gate: None };
         let runtime = tokio::runtime::Handle::try_current().map_err(|_| Error::Internal {
             reason: "a replay needs a runtime to be started in".into(),
         })?;

@@ -29,7 +29,7 @@ macro_rules! calls {
 calls! {
     COMMIT = "commit", "commit", true, [
         UUID, INT8, INT4, INT8, INT8, INT4_ARRAY, INT4_ARRAY,
-        INT4_ARRAY, TEXT_ARRAY, TEXT_ARRAY, UUID_ARRAY, BYTEA_ARRAY,
+        INT4_ARRAY, TEXT_ARRAY, TEXT_ARRAY, UUID_ARRAY, TEXT_ARRAY, BYTEA_ARRAY,
         INT4_ARRAY, INT4_ARRAY, UUID_ARRAY, INT8_ARRAY,
         INT4_ARRAY, INT4_ARRAY, UUID_ARRAY, TEXT_ARRAY, BYTEA_ARRAY,
         TEXT_ARRAY, INT2_ARRAY, INT8_ARRAY, INT8_ARRAY, INT8_ARRAY,
@@ -69,10 +69,11 @@ calls! {
     READ_RECORDS = "read_records", "read", true, [TEXT_ARRAY];
     SCAN_RECORDS = "scan_records", "scan", true, [TEXT, TEXT, TEXT, INT8];
     RETAIN = "retain", "connect", false, [INT8, INT8];
+    SET_BODIES = "set_bodies", "connect", false, [BOOL];
     FIND_KEPT = "find_kept", "replay", false, [INT2, INT8, UUID];
     READ_KEPT = "read_kept", "replay", true, [INT8, INT4, INT8, TEXT_ARRAY, TEXT_ARRAY];
     TRIM_KEPT = "trim_kept", "maintain", false, [];
-    FETCH_LARGE = "fetch_large", "listen", false, [UUID];
+    FETCH_LARGE = "fetch_large", "listen", true, [UUID_ARRAY];
 }
 
 /// The types of a call's answer are those of the schema: a mismatch is a bug or a foreign schema.

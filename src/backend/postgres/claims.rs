@@ -142,6 +142,9 @@ async fn take(live: &Live, request: &ClaimRequest) -> Result<Vec<Delivery>> {
     }
     if !rows.is_empty() {
         live.hollow.clear(group);
+        if let Some(id) = group_id {
+            live.wakes.of(id).in_vain.fill();
+        }
     }
     let mut found: Vec<(i16, i64, Delivery)> =
         rows.iter().map(|row| delivery(&request.group, row)).collect::<Result<_>>()?;
@@ -200,7 +203,10 @@ async fn wait(live: &Arc<Live>, request: &ClaimRequest) -> Result<()> {
         // From here on a wake-up counts, also one that comes before the wait.
         notified.as_mut().enable();
         let looked = match armed.take() {
-            Some(armed) if armed.wait.count() != armed.seen => return Ok(()),
+            Some(armed) if armed.wait.count() != armed.seen => {
+                wait.in_vain.take().await;
+                return Ok(());
+            }
             // A deleted group's wait is not that of its successor.
             Some(armed) if Arc::ptr_eq(&armed.wait, &wait) => {
                 Ok(armed.pause.map(|pause| pause.saturating_sub(armed.at.elapsed())))
@@ -223,7 +229,10 @@ async fn wait(live: &Arc<Live>, request: &ClaimRequest) -> Result<()> {
             Err(error) => return Err(error),
         };
         tokio::select! {
-            () = notified => return Ok(()),
+            () = notified => {
+                wait.in_vain.take().await;
+                return Ok(());
+            }
             () = tokio::time::sleep(pause) => {}
             // The connection that carries wake-ups went or came.
             _ = closing.changed() => {}

@@ -10,7 +10,6 @@ use uuid::Uuid;
 
 use super::calls;
 use super::fault::Fault;
-use super::foreign::Names;
 use super::link::{LONGEST_PAUSE, Link, pause_before};
 use super::parcel::{Item, Parcel};
 use super::pool::Pool;
@@ -18,6 +17,7 @@ use super::registry::{Cache, Registry};
 use super::send::Sender;
 use super::session::Session;
 use super::wake::Wakes;
+use super::wire::Style;
 use crate::backend::{Committed, Op, Transaction};
 use crate::error::{Error, Result};
 use crate::nudge::{Crowd, Nudge};
@@ -50,8 +50,8 @@ pub(super) struct Desk {
     /// Copies that were published or settled since the table was last looked at.
     pub(super) moved: Arc<AtomicI64>,
     pub(super) dedup_window: i64,
-    /// Set when broadcasts go out in the `DataKnobs` wire.
-    pub(super) foreign: Option<Arc<Names>>,
+    /// How broadcasts go out.
+    pub(super) style: Style,
 }
 
 /// Where calls of `commit` are handed in.
@@ -203,8 +203,8 @@ impl Committer {
         // Why it did not, the last time that it said so.
         let mut refusal: Option<Error> = None;
         loop {
-            let (producer, foreign) = (self.sender.producer, self.desk.foreign.as_ref());
-            let parcel = Parcel::build(items, &registry, producer, self.number, foreign);
+            let (producer, style) = (self.sender.producer, &self.desk.style);
+            let parcel = Parcel::build(items, &registry, producer, self.number, style);
             let count = parcel.len();
             if parcel.is_empty() && !parcel.routes {
                 return parcel.results(&[], &[], &registry).map_err(|error| (count, error));

@@ -3,6 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -12,12 +13,17 @@ use tokio_postgres::tls::{ChannelBinding, TlsConnect, TlsStream};
 use tokio_postgres::{Client, Connection};
 
 use super::fault;
+use super::meter::Messages;
 use crate::config::{Endpoint, PostgresConfig};
 use crate::error::{Error, Result};
+use crate::guard::{Gate, Guarded, Room};
 use crate::net::{self, Plain, Stream, Tls};
 
 /// The connection half that must be polled.
-pub(super) type Wire = Connection<Plain, Secure>;
+pub(super) type Wire = Connection<Measured, Secure>;
+
+/// A stream before TLS; without TLS, the one that the messages come on.
+type Measured = Guarded<Plain, Messages>;
 
 /// Makes connections to one server.
 #[derive(Clone)]
@@ -26,6 +32,8 @@ pub(super) struct Connector {
     endpoint: Endpoint,
     tls: Option<Tls>,
     timeout: Duration,
+    /// How much the server may answer.
+    pub(super) room: Arc<Room>,
 }
 
 impl std::fmt::Debug for Connector {
@@ -47,7 +55,8 @@ impl Connector {
         let tls = config.net.tls.as_ref().map(Tls::new).transpose()?;
         login.ssl_mode(if tls.is_some() { SslMode::Require } else { SslMode::Disable });
         let timeout = config.net.connect_timeout;
-        Ok(Self { login, endpoint: socket_file(&config.endpoint), tls, timeout })
+        let (endpoint, room) = (socket_file(&config.endpoint), Room::new(config.largest()));
+        Ok(Self { login, endpoint, tls, timeout, room })
     }
 
     /// Returns where the server is, for messages.
@@ -60,15 +69,27 @@ impl Connector {
         net::failed(&self.endpoint, reason)
     }
 
-    fn handshake(&self) -> Handshake {
-        Handshake { tls: self.tls.clone(), endpoint: self.endpoint.clone() }
+    fn handshake(&self, gate: &Arc<Gate>) -> Handshake {
+        let (tls, endpoint, gate) = (self.tls.clone(), self.endpoint.clone(), Arc::clone(gate));
+        Handshake { tls, endpoint, gate }
+    }
+
+    /// Connects a socket whose messages are measured: here, or inside TLS.
+    async fn socket(&self, gate: &Arc<Gate>) -> Result<Measured> {
+        let plain = net::connect(&self.endpoint).await?;
+        Ok(match &self.tls {
+            Some(_) => Guarded::off(plain),
+            None => Guarded::new(plain, Messages::default(), Arc::clone(gate)),
+        })
     }
 
     /// Connects and logs in.
     pub(super) async fn open(&self) -> Result<(Client, Wire)> {
         let opening = async {
-            let plain = net::connect(&self.endpoint).await?;
-            let opened = self.login.connect_raw(plain, self.handshake()).await;
+            let gate = Gate::new(&self.room);
+            let socket = self.socket(&gate).await?;
+            let opened = self.login.connect_raw(socket, self.handshake(&gate)).await;
+            gate.open();
             opened.map_err(|error| self.failed(&fault::text(&error)))
         };
         match tokio::time::timeout(self.timeout, opening).await {
@@ -80,9 +101,10 @@ impl Connector {
     /// Asks the server to end what a session is doing; a failure changes nothing.
     pub(super) async fn cancel(&self, token: tokio_postgres::CancelToken) {
         let cancelling = async {
-            if let Ok(plain) = net::connect(&self.endpoint).await {
+            let gate = Gate::new(&self.room);
+            if let Ok(socket) = self.socket(&gate).await {
                 // The session is given up either way.
-                let _ = token.cancel_query_raw(plain, self.handshake()).await;
+                let _ = token.cancel_query_raw(socket, self.handshake(&gate)).await;
             }
         };
         let _ = tokio::time::timeout(self.timeout, cancelling).await;
@@ -104,25 +126,28 @@ fn socket_file(endpoint: &Endpoint) -> Endpoint {
 struct Handshake {
     tls: Option<Tls>,
     endpoint: Endpoint,
+    gate: Arc<Gate>,
 }
 
-impl TlsConnect<Plain> for Handshake {
+impl TlsConnect<Measured> for Handshake {
     type Stream = Secure;
     type Error = Error;
     type Future = Pin<Box<dyn Future<Output = Result<Secure>> + Send>>;
 
-    fn connect(self, plain: Plain) -> Self::Future {
+    fn connect(self, plain: Measured) -> Self::Future {
         Box::pin(async move {
-            match self.tls {
-                Some(tls) => Ok(Secure(tls.wrap(&self.endpoint, plain).await?)),
-                None => Ok(Secure(Stream::Plain(plain))),
-            }
+            let plain = plain.into_inner();
+            let stream = match self.tls {
+                Some(tls) => tls.wrap(&self.endpoint, plain).await?,
+                None => Stream::Plain(plain),
+            };
+            Ok(Secure(Guarded::new(stream, Messages::default(), self.gate)))
         })
     }
 }
 
 /// A stream inside TLS.
-pub(super) struct Secure(Stream);
+pub(super) struct Secure(Guarded<Stream, Messages>);
 
 impl TlsStream for Secure {
     fn channel_binding(&self) -> ChannelBinding {

@@ -8,7 +8,7 @@ use parking_lot::Mutex;
 use super::kept;
 use super::live::Live;
 use crate::backend::GroupSpec;
-use crate::config::Retention;
+use crate::config::{Bodies, PostgresConfig, Retention};
 use crate::error::Result;
 use crate::topic::Binding;
 
@@ -19,11 +19,13 @@ pub(super) struct Declared {
     /// Which bus holds them, as its schema says. Held while they are declared again.
     bus: tokio::sync::Mutex<String>,
     retention: Option<Retention>,
+    bodies: Option<Bodies>,
 }
 
 impl Declared {
-    pub(super) fn new(bus: String, retention: Option<Retention>) -> Self {
-        Self { groups: Mutex::default(), bus: tokio::sync::Mutex::new(bus), retention }
+    pub(super) fn new(bus: String, config: &PostgresConfig) -> Self {
+        let (retention, bodies) = (config.kept(), config.broadcast_bodies);
+        Self { groups: Mutex::default(), bus: tokio::sync::Mutex::new(bus), retention, bodies }
     }
 
     /// Notes a declaration; bindings come together.
@@ -61,6 +63,9 @@ impl Live {
         if *bus != found.bus {
             if let Some(retention) = self.declared.retention {
                 kept::retain(&self.pool, retention).await?;
+            }
+            if let Some(bodies) = self.declared.bodies {
+                kept::set_bodies(&self.pool, bodies).await?;
             }
             let specs: Vec<_> = self.declared.groups.lock().values().cloned().collect();
             for spec in &specs {

@@ -1,14 +1,10 @@
 //! The one listening connection: broadcasts, wake-ups, and proof that they arrive.
 
-use std::collections::HashMap;
 use std::future::poll_fn;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use ahash::RandomState;
-use bytes::Bytes;
-use parking_lot::Mutex;
 use rand::RngExt;
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::sync::watch;
@@ -16,16 +12,17 @@ use tokio::time::{Instant, timeout};
 use tokio_postgres::{AsyncMessage, Client};
 use uuid::Uuid;
 
-use super::calls::{self, FETCH_LARGE};
 use super::connect::Wire;
 use super::fault;
-use super::foreign::{self, Channels, Meaning};
+use super::foreign::{self, Channels};
+use super::heard::Heard;
 use super::link::Link;
 use super::pool::Pool;
 use super::registry::Cache;
 use super::wake::Wakes;
-use super::wire::{self, Frame, Notice, Stamp};
+use crate::backend::bucket::Paced;
 use crate::backend::feeds::Feeds;
+use crate::backend::gate::Gate;
 use crate::backend::{Gap, GapCause};
 
 /// How long a notification to ourselves may take; a transaction pooler never delivers it.
@@ -35,8 +32,6 @@ const RETEST: Duration = Duration::from_secs(60);
 /// Lifts a limit that servers before 14 do not have.
 const NEVER_TOO_IDLE: &str = "select set_config(name, '0', false) from pg_settings \
      where name = 'idle_session_timeout' and setting <> '0'";
-/// Most producers whose last notification is remembered.
-const MOST_PRODUCERS: usize = 10_000;
 
 /// Whether notifications arrive.
 #[derive(Debug, Clone)]
@@ -66,7 +61,12 @@ pub(super) struct Ear {
     pub(super) connect_timeout: Duration,
     /// The self-test that is under way; empty once it has arrived.
     pub(super) awaited: watch::Sender<String>,
-    pub(super) newest: Mutex<HashMap<u128, Stamp, RandomState>>,
+    pub(super) gate: Option<Arc<Gate>>,
+    pub(super) heard: Heard,
+    /// To read the registry.
+    pub(super) changed: Paced,
+    /// To look at what is kept, for those who read that.
+    pub(super) hinted: Paced,
 }
 
 impl Ear {
@@ -251,57 +251,6 @@ impl Ear {
         Ok(!should || answers.iter().any(is_row))
     }
 
-    async fn notice(&self, text: &str) {
-        match wire::read(text) {
-            None => {
-                self.link.malformed.fetch_add(1, Ordering::Relaxed);
-            }
-            Some(Notice::Broadcasts(stamp, frames)) => {
-                if self.is_new(stamp) {
-                    for frame in frames {
-                        self.deliver(frame).await;
-                    }
-                }
-            }
-            Some(Notice::Wake(groups)) => self.wakes.wake(&groups),
-            Some(Notice::Registry) => {
-                let (registry, pool) = (Arc::clone(&self.registry), Arc::clone(&self.pool));
-                self.link.tasks.spawn(async move {
-                    // A publisher that uses an old one is told so by the server.
-                    let _ = registry.refresh(&pool).await;
-                });
-            }
-            Some(Notice::Test(nonce)) => {
-                // Those of other processes come on the same channel.
-                self.awaited.send_if_modified(|awaited| {
-                    let is_own = *awaited == nonce;
-                    if is_own {
-                        awaited.clear();
-                    }
-                    is_own
-                });
-            }
-        }
-    }
-
-    /// Whether a notification is heard for the first time: a parcel whose answer was lost is sent
-    /// again. Producer 0 stands for SQL clients, which send nothing twice.
-    fn is_new(&self, stamp: Stamp) -> bool {
-        if stamp.producer == 0 {
-            return true;
-        }
-        let mut newest = self.newest.lock();
-        if newest.len() >= MOST_PRODUCERS {
-            newest.clear();
-        }
-        let last = newest.entry(stamp.producer).or_insert(Stamp { parcel: 0, part: 0, ..stamp });
-        let first = last.parcel == 0 || stamp > *last;
-        if first {
-            *last = stamp;
-        }
-        first
-    }
-
     /// Stops listening to channels that nobody needs any more, for ever.
     pub(super) async fn tend(self: Arc<Self>, mut over: UnboundedReceiver<Vec<String>>) {
         while let Some(names) = over.recv().await {
@@ -316,53 +265,6 @@ impl Ear {
                 // A connection that breaks listens to nothing.
                 let _ = timeout(self.heartbeat, client.batch_execute(&text)).await;
             }
-        }
-    }
-
-    /// Takes a text of a `DataKnobs` channel.
-    async fn foreign(&self, channel: &str, text: &str) {
-        let body = || Bytes::copy_from_slice(text.as_bytes());
-        match self.channels.read(channel, text) {
-            Meaning::Broadcast { topic, wide } => self.feeds.deliver_to(&topic, &body(), wide),
-            Meaning::Stored { topic, id, wide } => {
-                self.deliver_stored(&topic, Uuid::parse_str(&id).ok(), Some(wide)).await;
-            }
-            Meaning::Malformed(topics) => {
-                self.link.malformed.fetch_add(1, Ordering::Relaxed);
-                // Who may have been meant is given it all the same, and says what is wrong with it.
-                for topic in topics {
-                    self.feeds.deliver_to(&topic, &body(), Some(false));
-                }
-            }
-        }
-    }
-
-    /// Returns a broadcast that is stored.
-    async fn fetch(&self, id: Uuid) -> Option<Bytes> {
-        let found = self.pool.call(&FETCH_LARGE, &[&id], "").await.ok()?;
-        let body = calls::column::<Option<Vec<u8>>>(found.first()?, 0).ok().flatten();
-        body.map(Bytes::from)
-    }
-
-    async fn deliver(&self, frame: Frame) {
-        match frame {
-            Frame::Inline { topic, body } => self.feeds.deliver(&topic, &body),
-            Frame::Stored { topic, id } => self.deliver_stored(&topic, Some(id), None).await,
-        }
-    }
-
-    /// Delivers a broadcast that is stored, if somebody wants it; what is gone is a gap.
-    async fn deliver_stored(&self, topic: &Arc<str>, id: Option<Uuid>, wide: Option<bool>) {
-        if !self.feeds.wants(topic) {
-            return;
-        }
-        let body = match id {
-            Some(id) => self.fetch(id).await,
-            None => None,
-        };
-        match body {
-            Some(body) => self.feeds.deliver_to(topic, &body, wide),
-            None => self.feeds.gap(Gap { cause: GapCause::Retention, count: Some(1) }),
         }
     }
 }

@@ -154,6 +154,8 @@ struct Wanted {
 #[derive(Debug)]
 pub(super) struct Channels {
     pub(super) names: Arc<Names>,
+    /// Whether listeners hear this wire.
+    heard: bool,
     wanted: Mutex<AHashMap<String, Wanted>>,
     /// Read to subscribe and written to unsubscribe, so that the server sees them in order.
     pub(super) turn: tokio::sync::RwLock<()>,
@@ -162,14 +164,21 @@ pub(super) struct Channels {
 }
 
 impl Channels {
-    pub(super) fn new(names: Arc<Names>, unneeded: UnboundedSender<Vec<String>>) -> Self {
-        Self { names, wanted: Mutex::default(), turn: tokio::sync::RwLock::default(), unneeded }
+    pub(super) fn new(
+        names: Arc<Names>,
+        heard: bool,
+        unneeded: UnboundedSender<Vec<String>>,
+    ) -> Self {
+        let (wanted, turn) = (Mutex::default(), tokio::sync::RwLock::default());
+        Self { names, heard, wanted, turn, unneeded }
     }
 
     /// Notes what a listener needs; `near` is a topic whose channel it hears as well.
     pub(super) fn want(self: &Arc<Self>, request: &ListenRequest, near: Option<&str>) -> Needed {
         let mut names: Vec<(String, Option<Arc<str>>)> = Vec::new();
-        for binding in &request.bindings {
+        let (bindings, near) =
+            if self.heard { (&request.bindings[..], near) } else { (&[][..], None) };
+        for binding in bindings {
             match binding {
                 Binding::Topic(topic) => {
                     names.push((self.names.channel(topic), Some(Arc::clone(topic))));
@@ -323,7 +332,7 @@ mod tests {
     #[test]
     fn channels_are_wanted_until_the_last_listener_is_gone() {
         let (sender, mut gone) = tokio::sync::mpsc::unbounded_channel();
-        let channels = Arc::new(Channels::new(Arc::new(names("p")), sender));
+        let channels = Arc::new(Channels::new(Arc::new(names("p")), true, sender));
         let request = |bindings| ListenRequest {
             bindings,
             buffer: 1,
@@ -341,5 +350,8 @@ mod tests {
         drop(third);
         assert_eq!(gone.try_recv().ok(), Some(vec!["p:*".to_owned(), "p_a_b".to_owned()]));
         assert!(channels.all().is_empty());
+        let (sender, _gone) = tokio::sync::mpsc::unbounded_channel();
+        let native = Arc::new(Channels::new(Arc::new(names("p")), false, sender));
+        assert_eq!(native.want(&exact, Some("a:b")).statements(), "");
     }
 }

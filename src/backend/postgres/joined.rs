@@ -9,9 +9,8 @@ use serde::Serialize;
 use uuid::Uuid;
 
 use super::answers::Answers;
-use super::foreign::Names;
 use super::step::{self, Step};
-use super::wire::Packer;
+use super::wire::{Packer, Style};
 use super::{PostgresBackend, check};
 use crate::backend::{Committed, Joins, Op, Statement, Transaction};
 use crate::error::{Error, Result};
@@ -70,9 +69,10 @@ struct Line<'a> {
 }
 
 impl<'a> Line<'a> {
-    fn of(op: &'a Op, foreign: Option<Arc<Names>>) -> Self {
+    fn of(op: &'a Op, style: &Style, parts: bool) -> Self {
         // No producer: whoever runs the statement sends it once.
-        let mut packer = Packer::new(Uuid::nil(), NEXT.fetch_add(1, Ordering::Relaxed), foreign);
+        let mut packer =
+            Packer::new(Uuid::nil(), NEXT.fetch_add(1, Ordering::Relaxed), style, parts);
         let (step, group) = match op {
             Op::Publish(message) => (step::publish(message, &mut packer), None),
             Op::Settle(lease, outcome) => (step::settle(lease, outcome, None), Some(&*lease.group)),
@@ -110,11 +110,9 @@ impl Joins for PostgresBackend {
     fn statement(&self, transaction: &Transaction) -> Result<Statement> {
         let live = self.live()?;
         check(&live, transaction)?;
-        let steps = {
-            let foreign = live.outgoing();
-            transaction.ops.iter().map(|op| Line::of(op, foreign.clone())).collect()
-        };
         let registry = live.registry.get();
+        let line = |op| Line::of(op, &live.style, registry.parts);
+        let steps = transaction.ops.iter().map(line).collect();
         let parcel = Parcel { bus: &registry.bus, dedup_window: live.dedup_window, steps };
         let argument = serde_json::to_string(&parcel)
             .map_err(|error| Error::Internal { reason: error.to_string() })?;

@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use uuid::Uuid;
 
-use super::calls::{FIND_KEPT, QUIESCE, READ_KEPT, RETAIN, column};
+use super::calls::{FIND_KEPT, QUIESCE, READ_KEPT, RETAIN, SET_BODIES, column};
 use super::live::Live;
 use super::pool::Pool;
 use super::session::Argument;
@@ -15,7 +15,7 @@ use super::step::signed;
 use super::{closed, micros};
 use crate::backend::replay::{Cursor, Kept, PAGE_BYTES, Page, Replay, Start};
 use crate::backend::{Broadcast, Gap, GapCause, ListenRequest, Listener, Since};
-use crate::config::Retention;
+use crate::config::{Bodies, Retention};
 use crate::error::{Error, Result};
 use crate::topic::Binding;
 
@@ -29,6 +29,11 @@ const POLLED_MOST: u64 = 100_000;
 pub(super) async fn retain(pool: &Pool, retention: Retention) -> Result<()> {
     let (age, most) = (retention.age.map(micros), signed(retention.max));
     pool.call(&RETAIN, &[&age, &most], "").await.map(drop)
+}
+
+/// Says to every publisher where bodies of broadcasts go from now on.
+pub(super) async fn set_bodies(pool: &Pool, bodies: Bodies) -> Result<()> {
+    pool.call(&SET_BODIES, &[&(bodies == Bodies::Table)], "").await.map(drop)
 }
 
 /// Starts a listener where notifications do not arrive: every publisher keeps what it broadcasts from
@@ -56,9 +61,10 @@ pub(super) async fn listen(
     live.attend(&live.link.schema.hear()).await;
     let kept = Reader(Arc::downgrade(live));
     let start = kept.find(since).await?;
+    let gate = live.style.gate.clone();
     let sweep = if live.link.is_pooled() { live.sweep.min(POLL) } else { live.sweep };
     let replay =
-        Replay { kept, bindings: request.bindings.clone(), ring, hint, sweep: Some(sweep) };
+        Replay { kept, bindings: request.bindings.clone(), ring, hint, sweep: Some(sweep), gate };
     live.link.tasks.spawn(replay.run(start));
     Ok(Box::new(listener))
 }

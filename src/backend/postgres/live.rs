@@ -15,6 +15,7 @@ use super::connect::Connector;
 use super::declared::Declared;
 use super::ear::{Ear, Hearing};
 use super::foreign::{Channels, MOST_TEXT, Names, Texts};
+use super::heard::Heard;
 use super::hollow::Hollow;
 use super::link::Link;
 use super::pool::Pool;
@@ -23,8 +24,10 @@ use super::schema::Schema;
 use super::session::Argument;
 use super::step::signed;
 use super::wake::Wakes;
-use super::{fault, kept, micros};
+use super::wire::Style;
+use super::{fault, kept, micros, notices};
 use crate::backend::feeds::Feeds;
+use crate::backend::gate::Gate;
 use crate::backend::{ConnectionState, Lease, Message};
 use crate::config::{LargePayloads, PostgresConfig, Wire};
 use crate::error::{Error, Result};
@@ -58,7 +61,8 @@ pub(super) struct Live {
     pub(super) declared: Declared,
     /// The `DataKnobs` channels that its listeners need.
     pub(super) channels: Arc<Channels>,
-    outgoing: Option<Arc<Names>>,
+    /// How broadcasts go out.
+    pub(super) style: Style,
     /// Whether what is too large for a notification goes by table.
     may_part: bool,
     pub(super) dedup_window: i64,
@@ -75,18 +79,24 @@ impl Live {
         config: &PostgresConfig,
         connector: Connector,
         texts: Texts,
+        gate: Option<Arc<Gate>>,
     ) -> Result<Arc<Self>> {
         let tasks = Tasks::new(tokio::runtime::Handle::current());
         let schema = Schema::new(&config.schema);
         let link = Link::new(connector, schema, tasks, config.net.op_timeout);
-        let opened = Self::start(config, &link, texts).await;
+        let opened = Self::start(config, &link, texts, gate).await;
         if opened.is_err() {
             link.tasks.abort();
         }
         opened
     }
 
-    async fn start(config: &PostgresConfig, link: &Arc<Link>, texts: Texts) -> Result<Arc<Self>> {
+    async fn start(
+        config: &PostgresConfig,
+        link: &Arc<Link>,
+        texts: Texts,
+        gate: Option<Arc<Gate>>,
+    ) -> Result<Arc<Self>> {
         let session = link.open().await?;
         let (server, warnings) = examine(&link.connector, session.client()).await?;
         *link.server.lock() = server;
@@ -95,14 +105,16 @@ impl Live {
         let identity = link.schema.identity(session.client()).await?;
         let pool = Arc::new(Pool::new(Arc::clone(link), config.pool_size));
         let registry = Arc::new(Cache::default());
-        let feeds = Arc::new(Feeds::default());
+        let feeds = Arc::new(Feeds::new(gate.clone()));
         let wakes = Arc::new(Wakes::default());
         let (hearing, awaited) = (watch::Sender::new(Hearing::Deaf), watch::Sender::default());
         let mut waiting = hearing.subscribe();
         let texts = Arc::new(Names::new(&config.channel_prefix, texts));
         let (unneeded, over) = tokio::sync::mpsc::unbounded_channel();
-        let channels = Arc::new(Channels::new(Arc::clone(&texts), unneeded));
-        let outgoing = (config.wire == Wire::Dataknobs).then_some(texts);
+        let hears = config.wire.hears_dataknobs(&config.hear);
+        let channels = Arc::new(Channels::new(Arc::clone(&texts), hears, unneeded));
+        let foreign = (config.wire == Wire::Dataknobs).then_some(texts);
+        let style = Style { foreign, gate };
         let ear = Arc::new(Ear {
             channels: Arc::clone(&channels),
             link: Arc::clone(link),
@@ -114,9 +126,14 @@ impl Live {
             heartbeat: config.net.heartbeat,
             connect_timeout: config.net.connect_timeout,
             awaited,
-            newest: parking_lot::Mutex::default(),
+            gate: style.gate.clone(),
+            heard: Heard::default(),
+            changed: notices::paced(),
+            hinted: notices::paced(),
         });
         link.tasks.spawn(Arc::clone(&ear).tend(over));
+        link.tasks.spawn(Arc::clone(&ear).follow());
+        link.tasks.spawn(Arc::clone(&ear).hint());
         link.tasks.spawn(ear.run());
         // Until it is known whether a pooler stands between, nothing is prepared.
         let known = waiting.wait_for(|hearing| !matches!(hearing, Hearing::Deaf));
@@ -132,6 +149,9 @@ impl Live {
         if let Some(retention) = config.kept() {
             kept::retain(&pool, retention).await?;
         }
+        if let Some(bodies) = config.broadcast_bodies {
+            kept::set_bodies(&pool, bodies).await?;
+        }
         registry.refresh(&pool).await?;
         let (published, moved) = (Arc::new(AtomicI64::new(0)), Arc::new(AtomicI64::new(0)));
         let inbox = Inbox::open(Desk {
@@ -142,7 +162,7 @@ impl Live {
             published: Arc::clone(&published),
             moved: Arc::clone(&moved),
             dedup_window: micros(config.dedup_window),
-            foreign: outgoing.clone(),
+            style: style.clone(),
         });
         let live = Arc::new(Self {
             link: Arc::clone(link),
@@ -156,9 +176,9 @@ impl Live {
             armed: Arms::default(),
             sweep: config.sweep,
             dead_retention: micros(config.dead_retention),
-            declared: Declared::new(identity, config.kept()),
+            declared: Declared::new(identity, config),
             channels,
-            outgoing,
+            style,
             may_part: config.large_payloads == LargePayloads::Table,
             dedup_window: micros(config.dedup_window),
             max_dead: signed(config.max_dead),
@@ -210,12 +230,12 @@ impl Live {
     /// Whether a message is broadcast by table, where `DataKnobs` originals do not find it.
     pub(super) fn goes_apart(&self, message: &Message) -> bool {
         let fits = |names: &Arc<Names>| names.fits(&message.topic, &message.body);
-        message.is_heard() && !self.outgoing.as_ref().is_none_or(fits)
+        message.is_heard() && !self.style.foreign.as_ref().is_none_or(fits)
     }
 
     /// Refuses what may not go by table.
     pub(super) fn sendable(&self, message: &Message) -> Result<()> {
-        match &self.outgoing {
+        match &self.style.foreign {
             Some(names) if !self.may_part && self.goes_apart(message) => Err(Error::TooLong {
                 topic: message.topic.chars().take(80).collect(),
                 size: names.size(&message.topic, &message.body) as u64,
@@ -223,11 +243,6 @@ impl Live {
             }),
             _ => Ok(()),
         }
-    }
-
-    /// Returns how broadcasts go out when not in the native wire.
-    pub(super) fn outgoing(&self) -> Option<Arc<Names>> {
-        self.outgoing.clone()
     }
 
     /// Takes care of the tables.

@@ -58,7 +58,14 @@ async fn run(
     apply: bool,
 ) -> Result<Migration> {
     let found = schema.found(client).await?;
-    let grants = grant_role.map(|role| schema.grants(role)).unwrap_or_default();
+    let grants = match grant_role {
+        Some(role) => {
+            // Taken from the owner, its rights would be gone for the schema's own work.
+            let anew = found > 0 && !schema.is_owner(client, role).await?;
+            schema.grants(role, anew)
+        }
+        None => String::new(),
+    };
     let statements = schema.script(found) + &grants;
     if apply {
         if found < KNOWN {

@@ -8,7 +8,8 @@
 //! - `parcel`, `step`, `send`, `answers`, `committer`: the write path, in batches
 //! - `foreign`: broadcasts of the `DataKnobs` wire, on channels of its own
 //! - `joined`: transactions on a connection of the caller's
-//! - `kept`: broadcasts kept for replay; `ear`, `wire`: notifications; `wake`, `hollow`: who waits
+//! - `kept`: broadcasts kept for replay; `ear`, `notices`, `wire`: notifications; `heard`: those that came before;
+//!   `wake`, `hollow`: who waits
 //! - `registry`, `declared`: what is bound to what; `claims`, `operate`, `records`: everything else
 //! - `live`: an open backend
 
@@ -21,13 +22,19 @@ mod declared;
 mod ear;
 mod fault;
 mod foreign;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
+mod heard;
 mod hollow;
 mod joined;
 mod kept;
 mod link;
 mod live;
 mod messages;
+mod meter;
 mod migration;
+mod notices;
 mod operate;
 mod parcel;
 mod pool;
@@ -55,12 +62,13 @@ use self::connect::Connector;
 use self::ear::Hearing;
 use self::live::Live;
 use self::operate::storable;
+use super::gate::Gate;
 use super::{
     Backend, Capabilities, ClaimRequest, Committed, ConnectionState, DeadLetter, Delivery,
     EventKey, GroupSpec, Health, Inspection, Joins, Lease, ListenRequest, Listener, Message,
     MessageAction, MessageId, MessageInfo, Op, Record, Transaction,
 };
-use crate::config::PostgresConfig;
+use crate::config::{PostgresConfig, Unsigned};
 use crate::error::{Error, Result};
 use crate::topic::{Binding, validate_group};
 
@@ -90,6 +98,7 @@ pub struct PostgresBackend {
     connector: Connector,
     texts: Texts,
     capabilities: Capabilities,
+    gate: Option<Arc<Gate>>,
     phase: RwLock<Phase>,
     /// Held while connecting or closing.
     turn: tokio::sync::Mutex<()>,
@@ -110,8 +119,10 @@ impl PostgresBackend {
             replay: config.kept().is_some_and(|kept| kept.is_on()),
             max_partitions: 1,
         };
-        let turn = tokio::sync::Mutex::default();
-        Ok(Self { config, connector, texts, capabilities, phase: RwLock::default(), turn })
+        let accepts_sql = config.accept_unsigned == Some(Unsigned::Sql);
+        let gate = Gate::of(&config.signing_keys, accepts_sql);
+        let (phase, turn) = (RwLock::default(), tokio::sync::Mutex::default());
+        Ok(Self { config, connector, texts, capabilities, gate, phase, turn })
     }
 
     fn live(&self) -> Result<Arc<Live>> {
@@ -158,7 +169,7 @@ fn check(live: &Live, transaction: &Transaction) -> Result<()> {
                         || registry.keeps
                         || registry.has_match(&message.topic)
                 };
-                if live.outgoing().is_none() || kept() {
+                if live.style.foreign.is_none() || kept() {
                     storable("topic", &message.topic)?;
                 }
                 let texts = [&message.key, &message.dedup_id, &message.unique];
@@ -180,6 +191,10 @@ impl Backend for PostgresBackend {
         &self.capabilities
     }
 
+    fn gate(&self) -> Option<&Arc<Gate>> {
+        self.gate.as_ref()
+    }
+
     fn joins(&self) -> Result<&dyn Joins> {
         Ok(self)
     }
@@ -189,7 +204,8 @@ impl Backend for PostgresBackend {
         if matches!(&*self.phase.read(), Phase::Open(_)) {
             return Ok(());
         }
-        let live = Live::open(&self.config, self.connector.clone(), self.texts).await?;
+        let gate = self.gate.clone();
+        let live = Live::open(&self.config, self.connector.clone(), self.texts, gate).await?;
         *self.phase.write() = Phase::Open(live);
         Ok(())
     }
@@ -369,6 +385,13 @@ impl Backend for PostgresBackend {
         let mut warnings = link.warnings.lock().clone();
         warnings.extend(link.ailments.lock().iter().cloned());
         warnings.extend(Some(link.unusable()).filter(|said| !said.is_empty()));
+        if live.registry.get().unreadable > 0 {
+            warnings.push(
+                "a group has a binding that cannot be read: a newer version declared it, or \
+                 somebody wrote into the tables of the bus; it matches nothing here"
+                    .into(),
+            );
+        }
         if link.is_pooled() {
             warnings.push(
                 "notifications do not arrive, as behind a transaction pooler: subscriptions and \
@@ -377,6 +400,7 @@ impl Backend for PostgresBackend {
                     .into(),
             );
         }
+        warnings.extend(link.connector.room.warning());
         Health {
             state: live.state(),
             server: link.server.lock().clone(),
@@ -384,7 +408,7 @@ impl Backend for PostgresBackend {
             warnings,
             last_error: link.last_error.lock().clone(),
             reconnects: link.reconnects.load(Ordering::Relaxed),
-            malformed: link.malformed.load(Ordering::Relaxed),
+            malformed: link.malformed.load(Ordering::Relaxed) + link.connector.room.overruns(),
         }
     }
 

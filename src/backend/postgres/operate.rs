@@ -15,6 +15,8 @@ use crate::backend::{DeadLetter, GroupSpec, GroupStats, Inspection, MessageId};
 use crate::error::{Error, Result};
 use crate::topic::Binding;
 
+/// Most dead letters that one look for new ones brings; the function knows the same number.
+const MOST_NEWS: usize = 100;
 /// Longest text that an index of the server takes, with room for its neighbours.
 pub(super) const MOST_INDEXED: usize = 1_000;
 
@@ -108,6 +110,7 @@ impl Live {
         limit: usize,
     ) -> Result<Vec<DeadLetter>> {
         let after = after.map(Uuid::from_bytes);
+        let _room = self.link.connector.room.ask(limit);
         let limit = signed(limit as u64);
         let arguments: [Argument<'_>; 5] =
             [&group, &after, &limit, &self.dead_retention, &self.max_dead];
@@ -115,6 +118,7 @@ impl Live {
     }
 
     pub(super) async fn dead_news(&self, group: &str) -> Result<Vec<DeadLetter>> {
+        let _room = self.link.connector.room.ask(MOST_NEWS);
         letters(group, &self.pool.call(&calls::DEAD_NEWS, &[&group], group).await?)
     }
 

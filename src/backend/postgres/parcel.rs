@@ -4,16 +4,14 @@
 //! one acknowledgement. Everything else is *whole*: its steps run in order inside a subtransaction.
 
 use std::collections::HashSet;
-use std::sync::Arc;
 
 use ahash::RandomState;
 use uuid::Uuid;
 
 use super::answers::Answers;
-use super::foreign::Names;
 use super::registry::{Registry, Target};
 use super::step::{self, Step, record, settle};
-use super::wire::Packer;
+use super::wire::{Packer, Style};
 use crate::backend::{Accepted, Committed, Lease, Message, Op, Outcome, Token, Transaction};
 use crate::error::{Error, Result};
 
@@ -59,7 +57,8 @@ pub(super) struct Parcel<'a> {
     pub(super) targets: Vec<Target>,
     pub(super) lanes: Vec<(i32, &'a str)>,
     pub(super) notify: Vec<String>,
-    pub(super) large: Vec<(Uuid, &'a [u8])>,
+    /// Broadcasts whose bodies are stored.
+    pub(super) large: Vec<(Uuid, &'a Message)>,
     /// Plainly published broadcasts that are to be kept for replay.
     pub(super) kept: Vec<&'a Message>,
     /// Messages plainly published.
@@ -80,7 +79,7 @@ impl<'a> Parcel<'a> {
         registry: &Registry,
         producer: Uuid,
         number: u64,
-        foreign: Option<&Arc<Names>>,
+        style: &Style,
     ) -> Self {
         let mut parcel = Self {
             acks: Vec::new(),
@@ -96,7 +95,7 @@ impl<'a> Parcel<'a> {
             ops: Vec::new(),
             slots: Vec::new(),
             keeps: registry.keeps,
-            packer: Packer::new(producer, number, foreign.cloned()),
+            packer: Packer::new(producer, number, style, registry.parts),
             tokens: HashSet::default(),
         };
         let (mut steps, mut bytes, mut demoted) = (0, 0, 0);
@@ -206,7 +205,7 @@ impl<'a> Parcel<'a> {
                 self.notify.extend(self.packer.inline(&message.topic, &message.body));
             } else {
                 let id = Uuid::new_v4();
-                self.large.push((id, &message.body));
+                self.large.push((id, message));
                 self.notify.extend(self.packer.stored(&message.topic, id));
             }
         }

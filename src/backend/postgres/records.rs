@@ -42,6 +42,7 @@ impl Live {
         // A key that cannot be stored is not there.
         let asked: Vec<&str> =
             keys.iter().map(|key| &**key).filter(|key| !key.contains('\0')).collect();
+        let _room = self.link.connector.room.ask(keys.len());
         let rows = self.pool.call(&READ_RECORDS, &[&asked], "").await?;
         let found: HashMap<Arc<str>, Record, RandomState> = rows
             .iter()
@@ -61,6 +62,7 @@ impl Live {
         }
         // A place that holds U+0000 lies right after what stands before it.
         let after = after.map(|after| after.split('\0').next().unwrap_or_default());
+        let _room = self.link.connector.room.ask(limit);
         let (below, limit) = (above(prefix), signed(limit as u64));
         let arguments: [Argument<'_>; 4] = [&prefix, &below, &after, &limit];
         let rows = self.pool.call(&SCAN_RECORDS, &arguments, "").await?;

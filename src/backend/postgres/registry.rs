@@ -6,12 +6,13 @@ use std::sync::Arc;
 
 use ahash::RandomState;
 use parking_lot::RwLock;
+use tokio::task::yield_now;
 use tokio_postgres::Row;
 
 use super::calls::{ROUTES, column};
 use super::pool::Pool;
 use crate::error::Result;
-use crate::topic::{Binding, Pattern, Router};
+use crate::topic::{Binding, Router};
 
 /// Where a copy goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,41 +23,58 @@ pub(super) struct Target {
     pub(super) limited: bool,
 }
 
+/// Rows that are read before others get a turn: who declares many bindings holds nobody up.
+const STEP: usize = 256;
+
 /// One version of the registry.
 #[derive(Debug, Default)]
 pub(super) struct Registry {
     pub(super) version: i32,
     /// Whether broadcasts are kept for replay.
     pub(super) keeps: bool,
+    /// Whether bodies of broadcasts are kept out of notifications.
+    pub(super) parts: bool,
     /// Which bus this is, as its schema says.
     pub(super) bus: String,
+    /// Bindings that nobody could have declared; they match nothing.
+    pub(super) unreadable: u64,
     ids: HashMap<Arc<str>, i32, RandomState>,
     names: HashMap<i32, Arc<str>, RandomState>,
     routes: Router<Target>,
 }
 
 impl Registry {
-    fn read(rows: &[Row]) -> Result<Self> {
+    /// Reads the rows, in steps between which others get a turn.
+    async fn read(rows: &[Row]) -> Result<Self> {
         let mut registry = Self::default();
+        for rows in rows.chunks(STEP) {
+            registry.read_some(rows)?;
+            yield_now().await;
+        }
+        Ok(registry)
+    }
+
+    fn read_some(&mut self, rows: &[Row]) -> Result<()> {
         for row in rows {
-            registry.version = column(row, 0)?;
-            registry.keeps = column(row, 7)?;
-            registry.bus = column::<Option<String>>(row, 8)?.unwrap_or_default();
+            self.version = column(row, 0)?;
+            self.keeps = column(row, 7)?;
+            self.bus = column::<Option<String>>(row, 8)?.unwrap_or_default();
+            self.parts = column(row, 9)?;
             let Some(id) = column::<Option<i32>>(row, 1)? else { continue };
-            if let Entry::Vacant(entry) = registry.names.entry(id) {
+            if let Entry::Vacant(entry) = self.names.entry(id) {
                 let name: Arc<str> = column::<&str>(row, 2)?.into();
                 entry.insert(Arc::clone(&name));
-                registry.ids.insert(name, id);
+                self.ids.insert(name, id);
             }
             let Some(binding) = column::<Option<i32>>(row, 4)? else { continue };
             let (limited, text): (bool, &str) = (column(row, 3)?, column(row, 6)?);
-            let bound = match column(row, 5)? {
-                true => Binding::Pattern(Pattern::new(text)),
-                false => Binding::Topic(text.into()),
+            let Some(bound) = Binding::stored(column(row, 5)?, text) else {
+                self.unreadable += 1;
+                continue;
             };
-            registry.routes.insert(bound, Target { group: id, binding, limited });
+            self.routes.insert(bound, Target { group: id, binding, limited });
         }
-        Ok(registry)
+        Ok(())
     }
 
     /// Returns where copies of a topic go, by group and binding.
@@ -93,7 +111,7 @@ impl Cache {
 
     /// Reads it again; an older answer never replaces a newer one of the same bus.
     pub(super) async fn refresh(&self, pool: &Pool) -> Result<Arc<Registry>> {
-        let read = Registry::read(&pool.call(&ROUTES, &[], "").await?)?;
+        let read = Registry::read(&pool.call(&ROUTES, &[], "").await?).await?;
         let mut current = self.current.write();
         if read.bus != current.bus || read.version >= current.version {
             *current = Arc::new(read);

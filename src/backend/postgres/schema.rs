@@ -19,6 +19,32 @@ const MIGRATIONS: &[&[&str]] = &[&[
     include_str!("sql/v1/kept.sql"),
 ]];
 
+/// What a role needs that uses the bus, and nothing more: rights, and on what of the schema. Who owns a
+/// table has more, and loses nothing.
+const RIGHTS: &[(&str, &[&str])] = &[
+    ("select", &["migrations", "identity"]),
+    ("select, update", &["registry", "token_base", "record_floor", "kept_newest"]),
+    ("select, insert", &["tokens_since"]),
+    ("select, insert, delete", &["tallies", "large", "kept", "kept_fresh"]),
+    (
+        "select, insert, update, delete",
+        &[
+            "groups",
+            "bindings",
+            "messages",
+            "lanes",
+            "dead_letters",
+            "records",
+            "dedup",
+            "producers",
+            "awaited",
+            "kept_order",
+        ],
+    ),
+];
+/// Its sequences; those of identity columns need no right unless their numbers are taken by name.
+const SEQUENCES: &[&str] = &["tokens", "deaths", "broadcasts", "dead_letters_no_seq"];
+
 /// The version that this build makes and needs.
 pub(super) const KNOWN: usize = MIGRATIONS.len();
 
@@ -103,14 +129,34 @@ impl Schema {
         script
     }
 
-    /// Returns the statements that let a role use the bus without rights to change the schema.
-    pub(super) fn grants(&self, role: &str) -> String {
+    /// Returns the statements that let a role use the bus without rights to change the schema; `anew`
+    /// takes away first what an earlier version gave.
+    pub(super) fn grants(&self, role: &str, anew: bool) -> String {
         let role = format!("\"{}\"", role.replace('"', "\"\""));
-        self.sql(&format!(
-            "grant usage on schema @schema@ to {role};\n\
-             grant select, insert, update, delete on all tables in schema @schema@ to {role};\n\
-             grant usage on all sequences in schema @schema@ to {role};\n"
-        ))
+        let named = |names: &[&str]| {
+            names.iter().map(|name| format!("@schema@.{name}")).collect::<Vec<_>>().join(", ")
+        };
+        let mut lines = Vec::new();
+        if anew {
+            lines.push(format!("revoke all on all tables in schema @schema@ from {role}"));
+            lines.push(format!("revoke all on all sequences in schema @schema@ from {role}"));
+        }
+        lines.push(format!("grant usage on schema @schema@ to {role}"));
+        for (rights, tables) in RIGHTS {
+            lines.push(format!("grant {rights} on {} to {role}", named(tables)));
+        }
+        lines.push(format!("grant usage on sequence {} to {role}", named(SEQUENCES)));
+        self.sql(&(lines.join(";\n") + ";\n"))
+    }
+
+    /// Whether a role has the tables' own rights, as their owner or a member of it.
+    pub(super) async fn is_owner(&self, client: &Client, role: &str) -> Result<bool> {
+        let role = role.replace('\\', r"\\").replace('\'', "''");
+        let text = self.sql(&format!(
+            "select pg_has_role(E'{role}', c.relowner, 'usage') from pg_class c \
+             where c.oid = '@schema@.migrations'::regclass"
+        ));
+        is_true(client, &text).await.map_err(|error| unusable(&error))
     }
 
     async fn version(&self, client: &Client) -> Result<usize, tokio_postgres::Error> {

@@ -53,7 +53,10 @@ impl Parcel<'_> {
         limited.dedup();
         let wake = self.touched();
         let (lane_group, lane_key): (Vec<_>, Vec<_>) = self.lanes.iter().copied().unzip();
-        let (large_id, large_body): (Vec<_>, Vec<_>) = self.large.iter().copied().unzip();
+        let large_id: Vec<_> = self.large.iter().map(|(id, _)| *id).collect();
+        let large_topic: Vec<&str> =
+            self.large.iter().map(|(_, message)| &*message.topic).collect();
+        let large_body: Vec<&[u8]> = self.large.iter().map(|(_, message)| &*message.body).collect();
 
         let acks = || self.acks.iter();
         let ack_group: Vec<_> = acks().map(|(group, _)| *group).collect();
@@ -124,6 +127,7 @@ impl Parcel<'_> {
                 &lane_key,
                 &self.notify,
                 &large_id,
+                &large_topic,
                 &large_body,
                 &ack_group,
                 &ack_binding,

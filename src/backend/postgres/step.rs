@@ -122,13 +122,14 @@ fn storable(error: &str) -> Option<Cow<'_, str>> {
 }
 
 /// The reasons by the numbers they are stored as.
-const REASONS: [DeadReason; 6] = [
+const REASONS: [DeadReason; 7] = [
     DeadReason::Failed,
     DeadReason::Rejected,
     DeadReason::Crashed,
     DeadReason::Undecodable,
     DeadReason::UnknownTask,
     DeadReason::Expired,
+    DeadReason::Unsigned,
 ];
 
 fn reason_number(reason: DeadReason) -> Option<i16> {

@@ -3,16 +3,32 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
 use ahash::RandomState;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
+use crate::backend::bucket::Bucket;
+
+/// How many wake-ups in a row may be in vain at once, and how often one may beyond that: anybody may
+/// notify.
+const IN_VAIN: (u32, Duration) = (100, Duration::from_millis(20));
+
 /// What is notified when something may be ready in a group.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Wait {
     pub(super) notify: Notify,
     count: AtomicU64,
+    /// Filled by every claim that gets something.
+    pub(super) in_vain: Bucket,
+}
+
+impl Default for Wait {
+    fn default() -> Self {
+        let in_vain = Bucket::new(IN_VAIN.0, IN_VAIN.1);
+        Self { notify: Notify::new(), count: AtomicU64::new(0), in_vain }
+    }
 }
 
 impl Wait {

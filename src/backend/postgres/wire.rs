@@ -1,6 +1,7 @@
 //! The text of notifications: broadcasts packed into few of them, wake-ups, and what is neither.
 //!
-//! `b<producer>.<parcel>.<part>:<base64>` carries broadcasts, `w<group>,<group>` wakes who waits,
+//! `b<producer>.<parcel>.<part>:<base64>` carries broadcasts, with `.<signature>` behind the part on a bus
+//! with keys, `w<group>,<group>` wakes who waits,
 //! `r<version>` says that the registry changed, `t<nonce>` tests that notifications arrive.
 //! Anybody may notify, so everything is checked.
 
@@ -14,12 +15,14 @@ use bytes::{Buf, Bytes};
 use uuid::Uuid;
 
 use super::foreign::{MOST_TEXT, Names};
+use crate::backend::gate::Gate;
 
 /// A notification's text must be shorter than 8,000 bytes: base64 of this many, and its head.
 const PACK_BYTES: usize = 5_850;
 
 const INLINE: u8 = 0;
 const STORED: u8 = 1;
+const NAMED: u8 = 2;
 
 /// Names a notification, so that one that arrives twice is heard once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -36,6 +39,8 @@ pub(super) enum Frame {
     Inline { topic: Arc<str>, body: Bytes },
     /// With the name under which its body is stored.
     Stored { topic: Arc<str>, id: Uuid },
+    /// With the name under which topic and body are stored.
+    Named { id: Uuid },
 }
 
 /// What a notification says.
@@ -43,6 +48,8 @@ pub(super) enum Frame {
 pub(super) enum Notice {
     /// Broadcasts, in order.
     Broadcasts(Stamp, Vec<Frame>),
+    /// Broadcasts without the signature that they must have here.
+    Unsigned,
     /// Something may be ready in these groups.
     Wake(Vec<i32>),
     /// The registry changed.
@@ -56,6 +63,15 @@ fn fits(topic: &str, body: &[u8]) -> bool {
     topic.len() <= usize::from(u16::MAX) && 7 + topic.len() + body.len() <= PACK_BYTES
 }
 
+/// How a process sends broadcasts.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Style {
+    /// Set when broadcasts go out one by one, for `DataKnobs` processes too.
+    pub(super) foreign: Option<Arc<Names>>,
+    /// What signs notifications.
+    pub(super) gate: Option<Arc<Gate>>,
+}
+
 /// Packs broadcasts of one parcel into notifications.
 #[derive(Debug)]
 pub(super) struct Packer {
@@ -63,24 +79,25 @@ pub(super) struct Packer {
     parcel: u64,
     part: u32,
     packed: Vec<u8>,
-    /// Set when broadcasts go out one by one, for `DataKnobs` processes too.
-    foreign: Option<Arc<Names>>,
+    style: Style,
+    /// Whether notifications only name what is stored.
+    parts: bool,
     /// What went out so: the server sends equal texts of one transaction once only.
     sent: HashMap<u64, u64, RandomState>,
 }
 
 impl Packer {
     /// Without a producer other parcels may come in the same transaction.
-    pub(super) fn new(producer: Uuid, parcel: u64, foreign: Option<Arc<Names>>) -> Self {
-        let (producer, sent) = (producer.as_u128(), HashMap::default());
-        Self { producer, parcel, part: 0, packed: Vec::new(), foreign, sent }
+    pub(super) fn new(producer: Uuid, parcel: u64, style: &Style, parts: bool) -> Self {
+        let (producer, sent, style) = (producer.as_u128(), HashMap::default(), style.clone());
+        Self { producer, parcel, part: 0, packed: Vec::new(), style, parts, sent }
     }
 
     /// Whether a broadcast fits into a notification.
     pub(super) fn fits(&self, topic: &str, body: &[u8]) -> bool {
-        match &self.foreign {
+        match &self.style.foreign {
             Some(names) => names.fits(topic, body),
-            None => fits(topic, body),
+            None => !self.parts && fits(topic, body),
         }
     }
 
@@ -103,7 +120,7 @@ impl Packer {
 
     /// Adds a broadcast with its body; returns the text of a notification that became full.
     pub(super) fn inline(&mut self, topic: &str, body: &[u8]) -> Option<String> {
-        if let Some(names) = self.foreign.clone() {
+        if let Some(names) = self.style.foreign.clone() {
             return Some(self.foreign(&names, topic, body));
         }
         let full = self.make_room(7 + topic.len() + body.len());
@@ -115,8 +132,14 @@ impl Packer {
 
     /// Adds a broadcast whose body is stored.
     pub(super) fn stored(&mut self, topic: &str, id: Uuid) -> Option<String> {
-        if let Some(names) = &self.foreign {
+        if let Some(names) = &self.style.foreign {
             return Some(names.addressed(topic, &names.stored(topic, &id.to_string())));
+        }
+        if self.parts {
+            let full = self.make_room(17);
+            self.packed.push(NAMED);
+            self.packed.extend_from_slice(id.as_bytes());
+            return full;
         }
         let full = self.make_room(3 + topic.len() + 16);
         self.head(STORED, topic);
@@ -140,7 +163,13 @@ impl Packer {
         if self.packed.is_empty() {
             return None;
         }
-        let mut text = format!("b{:032x}.{}.{}:", self.producer, self.parcel, self.part);
+        let mut text = format!("b{:032x}.{}.{}", self.producer, self.parcel, self.part);
+        let keys = self.style.gate.as_ref().map(|gate| gate.keys());
+        if let Some(signature) = keys.and_then(|keys| keys.sign_notice(&text, &self.packed)) {
+            text.push('.');
+            text.push_str(&signature);
+        }
+        text.push(':');
         STANDARD.encode_string(&self.packed, &mut text);
         self.packed.clear();
         self.part += 1;
@@ -148,17 +177,21 @@ impl Packer {
     }
 }
 
-/// Reads a notification; `None` when it is malformed.
-pub(super) fn read(text: &str) -> Option<Notice> {
+/// Reads a notification; `None` when it is malformed. With a gate broadcasts must be signed.
+pub(super) fn read(text: &str, gate: Option<&Gate>) -> Option<Notice> {
     let rest = text.get(1..)?;
     match text.as_bytes().first()? {
         b'b' => {
-            let (head, packed) = rest.split_once(':')?;
-            let mut head = head.split('.');
+            let (head, packed) = text.split_once(':')?;
+            let packed = STANDARD.decode(packed).ok()?;
+            if gate.is_some_and(|gate| !is_signed(head, &packed, gate)) {
+                return Some(Notice::Unsigned);
+            }
+            let mut head = head.get(1..)?.split('.');
             let producer = u128::from_str_radix(head.next()?, 16).ok()?;
             let parcel = head.next()?.parse().ok()?;
             let part = head.next()?.parse().ok()?;
-            let frames = frames(STANDARD.decode(packed).ok()?.into())?;
+            let frames = frames(packed.into())?;
             Some(Notice::Broadcasts(Stamp { producer, parcel, part }, frames))
         }
         b'w' => rest.split(',').map(|id| id.parse().ok()).collect::<Option<_>>().map(Notice::Wake),
@@ -168,10 +201,20 @@ pub(super) fn read(text: &str) -> Option<Notice> {
     }
 }
 
+/// Whether the last field of a head is a signature of what stands before it and what is packed.
+fn is_signed(head: &str, packed: &[u8], gate: &Gate) -> bool {
+    let parts = head.rsplit_once('.');
+    parts.is_some_and(|(stamp, signature)| gate.keys().verify_notice(signature, stamp, packed))
+}
+
 fn frames(mut packed: Bytes) -> Option<Vec<Frame>> {
     let mut frames = Vec::new();
     while packed.has_remaining() {
         let kind = packed.try_get_u8().ok()?;
+        if kind == NAMED {
+            frames.push(Frame::Named { id: Uuid::from_u128(packed.try_get_u128().ok()?) });
+            continue;
+        }
         let length = packed.try_get_u16().ok()?;
         let topic = take(&mut packed, usize::from(length))?;
         let topic: Arc<str> = std::str::from_utf8(&topic).ok()?.into();
@@ -194,10 +237,11 @@ fn take(from: &mut Bytes, length: usize) -> Option<Bytes> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::signing::Keys;
 
     #[test]
     fn what_is_packed_is_read_and_every_text_is_short_enough() {
-        let mut packer = Packer::new(Uuid::from_u128(7), 9, None);
+        let mut packer = Packer::new(Uuid::from_u128(7), 9, &Style::default(), false);
         let bodies: Vec<Vec<u8>> = (0..200).map(|n| vec![1; n * 29]).collect();
         let mut texts: Vec<String> =
             bodies.iter().filter_map(|body| packer.inline("a:b", body)).collect();
@@ -206,7 +250,9 @@ mod tests {
         let mut seen = Vec::new();
         for (part, text) in texts.iter().enumerate() {
             assert!(text.len() < 8_000, "{}", text.len());
-            let Some(Notice::Broadcasts(stamp, frames)) = read(text) else { panic!("{text}") };
+            let Some(Notice::Broadcasts(stamp, frames)) = read(text, None) else {
+                panic!("{text}")
+            };
             assert_eq!((stamp.producer, stamp.parcel, stamp.part as usize), (7, 9, part));
             seen.extend(frames);
         }
@@ -224,8 +270,46 @@ mod tests {
         let huge = format!("b0.0.0:{}", STANDARD.encode([0, 0, 1, b't', 255, 255, 255, 255]));
         let bad = ["", "x", "b", "b0.0:", "b0.0.0:!", "bé.0.0:", "w", "w1,x", "é", &huge];
         for text in bad {
-            assert_eq!(read(text), None, "{text}");
+            assert_eq!(read(text, None), None, "{text}");
         }
-        assert_eq!(read("w1,2"), Some(Notice::Wake(vec![1, 2])));
+        assert_eq!(read("w1,2", None), Some(Notice::Wake(vec![1, 2])));
+    }
+
+    fn signed(secret: &str) -> Style {
+        let keys = Keys::new(&[secret]).unwrap_or_default();
+        Style { foreign: None, gate: Gate::of(&keys, false) }
+    }
+
+    #[test]
+    fn a_signed_text_is_short_enough_and_any_change_of_it_is_noticed() {
+        let style = signed("a secret of 16 b.");
+        let mut packer = Packer::new(Uuid::from_u128(u128::MAX), u64::MAX, &style, false);
+        let _ = packer.inline("t", &[7; 5_842]);
+        let text = packer.take().unwrap_or_default();
+        assert!((7_850..8_000).contains(&text.len()), "{}", text.len());
+        let gate = style.gate.as_deref();
+        assert!(matches!(read(&text, gate), Some(Notice::Broadcasts(..))));
+        // Who has no key reads it all the same.
+        assert!(matches!(read(&text, None), Some(Notice::Broadcasts(..))));
+        let other = signed("another secret 16");
+        assert_eq!(read(&text, other.gate.as_deref()), Some(Notice::Unsigned));
+        for (from, to) in [("bf", "be"), (".0.", ".1."), ("AAAB", "AAAC"), (".0.", ".0")] {
+            let changed = text.replacen(from, to, 1);
+            assert_ne!(changed, text);
+            assert!(!matches!(read(&changed, gate), Some(Notice::Broadcasts(..))), "{from}");
+        }
+        assert_eq!(read("b7.1.0:", gate), Some(Notice::Unsigned));
+    }
+
+    #[test]
+    fn a_bus_that_parts_names_neither_topic_nor_body() {
+        let mut packer = Packer::new(Uuid::from_u128(7), 9, &Style::default(), true);
+        assert!(!packer.fits("topic", b"body"));
+        let texts: Vec<String> =
+            (0..1000).filter_map(|n| packer.stored("topic", Uuid::from_u128(n))).collect();
+        assert_eq!(texts.len(), 2);
+        let Some(Notice::Broadcasts(_, frames)) = read(&texts[0], None) else { panic!() };
+        assert_eq!(frames.len(), PACK_BYTES / 17);
+        assert_eq!(frames[3], Frame::Named { id: Uuid::from_u128(3) });
     }
 }

@@ -25,6 +25,8 @@ pub(super) struct Channels {
 
 /// Most messages that share a broadcast; the script knows the same number.
 const MOST_IN_FRAME: usize = 64;
+/// Size in bytes that ends a broadcast of several messages; the script knows the same number.
+const FULL_FRAME: usize = 1 << 20;
 
 /// What became of a part of the batch: which transactions a result belongs to.
 #[derive(Debug)]
@@ -175,7 +177,9 @@ impl Topics<'_> {
             let Op::Publish(message) = op else { continue };
             let (topic, _) = self.index_of(&message.topic);
             match frames.last_mut() {
-                Some((last, held, frame)) if *last == topic && *held < MOST_IN_FRAME => {
+                Some((last, held, frame))
+                    if *last == topic && *held < MOST_IN_FRAME && frame.len() < FULL_FRAME =>
+                {
                     message::append(frame, message);
                     *held += 1;
                 }

@@ -10,7 +10,6 @@ use redis::{Cmd, Value};
 use tokio::time::Instant;
 
 use super::bounds::Bound;
-use super::lanes::load;
 use super::link::Trouble;
 use super::message::{self, HEAD};
 use super::registry::{Registry, text, write_binding};
@@ -79,7 +78,7 @@ impl Asked<'_> {
         let (session, request, registry) = (self.session, self.request, self.registry);
         let known = registry.known(&request.group);
         let queues = known.map(|known| known.queues(&request.bindings)).unwrap_or_default();
-        let mut command = scripts::CLAIM.call(&session.prefix);
+        let mut command = scripts::CLAIM.call(session.commands.calling(), &session.prefix);
         command
             .arg(request.group.as_bytes())
             .arg(bound.most)
@@ -112,7 +111,7 @@ impl Asked<'_> {
         loop {
             match session.commands.send(&self.command(kind, bound), deadline).await {
                 Ok(answer) => return Ok(answer),
-                Err(Trouble::NoScript) => load(&session.context, deadline).await,
+                Err(Trouble::NoScript) => session.context.prepare(deadline).await?,
                 Err(Trouble::Lost) if Instant::now() < deadline => {
                     alone += u32::from(bound.most == 1);
                     kind = if alone < MOST_ALONE { "again" } else { "defer" };

@@ -17,6 +17,7 @@ use super::batch::Channels;
 use super::link::{Link, Trouble};
 use super::listen::Names;
 use super::registry::{Registry, write_binding};
+use super::scripts::Calling;
 use super::waits::Waits;
 use super::{kept, micros, scripts};
 use crate::backend::GroupSpec;
@@ -78,6 +79,17 @@ impl Context {
         }
     }
 
+    /// Makes the server ready to run the scripts again.
+    ///
+    /// # Errors
+    /// What keeps it from running them.
+    pub(super) async fn prepare(&self, deadline: Instant) -> Result<()> {
+        match self.link.prepare(self.config.scripts, deadline).await {
+            Err(Trouble::Refused(error)) => Err(error),
+            _ => Ok(()),
+        }
+    }
+
     /// Returns the bindings as they were read last.
     pub(super) fn registry(&self) -> Arc<Registry> {
         Arc::clone(&self.registry.read())
@@ -100,15 +112,21 @@ impl Context {
     }
 
     async fn read(&self, deadline: Instant) -> Result<Registry, Trouble> {
-        let mut command = scripts::ADMIN.call(&self.prefix);
+        let mut command = scripts::DECLARE.call(self.link.calling(), &self.prefix);
         command.arg("registry").arg("");
         // An answer of a later server is only compared once more.
         let server = self.link.server_id();
         let answer = self.link.send(&command, deadline).await?;
-        let mut registry = Registry::read(answer).ok_or_else(|| {
+        let mut registry = Registry::read(answer).await.ok_or_else(|| {
             let reason = "the groups stored under the prefix make no sense".to_owned();
             Trouble::Refused(Error::Internal { reason })
         })?;
+        if registry.unreadable > 0 {
+            self.link.status.warn(
+                "a group has a binding that cannot be read: a newer version declared it, or \
+                 somebody wrote into the keys of the bus; it matches nothing here",
+            );
+        }
         registry.server = server;
         Ok(registry)
     }
@@ -130,7 +148,7 @@ impl Context {
         let mut specs: Vec<GroupSpec> = self.declared.lock().values().cloned().collect();
         if is_lost {
             specs.extend(known.specs());
-            for command in configure(&self.config, &self.prefix) {
+            for command in configure(&self.config, self.link.calling(), &self.prefix) {
                 // A full server refuses it.
                 let _ = self.link.send(&command, deadline).await;
             }
@@ -140,7 +158,7 @@ impl Context {
             self.link
                 .status
                 .warn("the server lost its data: groups were declared anew, what waited is gone");
-            self.link.send(&declare(&self.prefix, spec), deadline).await?;
+            self.link.send(&declare(self.link.calling(), &self.prefix, spec), deadline).await?;
         }
         Ok(true)
     }
@@ -198,8 +216,8 @@ impl Context {
 }
 
 /// Returns the command that declares a group.
-pub(super) fn declare(prefix: &str, spec: &GroupSpec) -> Cmd {
-    let mut command = scripts::ADMIN.call(prefix);
+pub(super) fn declare(calling: Calling, prefix: &str, spec: &GroupSpec) -> Cmd {
+    let mut command = scripts::DECLARE.call(calling, prefix);
     command.arg("declare").arg(spec.name.as_bytes());
     command.arg(spec.max_length.map(|max| max.to_string()).unwrap_or_default());
     for binding in &spec.bindings {
@@ -209,7 +227,7 @@ pub(super) fn declare(prefix: &str, spec: &GroupSpec) -> Cmd {
 }
 
 /// Returns the commands that tell the server the limits of the bus.
-pub(super) fn configure(config: &RedisConfig, prefix: &str) -> Vec<Cmd> {
+pub(super) fn configure(config: &RedisConfig, calling: Calling, prefix: &str) -> Vec<Cmd> {
     let mut limits = cmd("HSET");
     limits
         .arg(format!("{prefix}config"))
@@ -219,5 +237,5 @@ pub(super) fn configure(config: &RedisConfig, prefix: &str) -> Vec<Cmd> {
         .arg(config.max_dead)
         .arg("max_tombstones")
         .arg(config.max_tombstones);
-    std::iter::once(limits).chain(kept::configure(config, prefix)).collect()
+    std::iter::once(limits).chain(kept::configure(config, calling, prefix)).collect()
 }

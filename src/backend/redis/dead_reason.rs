@@ -10,6 +10,7 @@ pub(super) fn name(reason: DeadReason) -> &'static str {
         DeadReason::Undecodable => "undecodable",
         DeadReason::UnknownTask => "unknown_task",
         DeadReason::Expired => "expired",
+        DeadReason::Unsigned => "unsigned",
     }
 }
 
@@ -20,6 +21,7 @@ pub(super) fn read(name: &str) -> DeadReason {
         "crashed" => DeadReason::Crashed,
         "unknown_task" => DeadReason::UnknownTask,
         "expired" => DeadReason::Expired,
+        "unsigned" => DeadReason::Unsigned,
         // What nobody here wrote cannot be read.
         _ => DeadReason::Undecodable,
     }

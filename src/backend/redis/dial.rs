@@ -10,8 +10,10 @@ use redis::{
 };
 
 use super::identity::{self, ServerId};
+use super::meter::Replies;
 use crate::config::{Endpoint, RedisConfig, Secret, Topology};
 use crate::error::{Error, Result};
+use crate::guard::{Gate, Guarded, Room};
 use crate::net::{self, Stream, Tls};
 use crate::nudge::Nudge;
 
@@ -52,6 +54,8 @@ struct Login<'a> {
 pub(super) struct Dialer {
     config: RedisConfig,
     tls: Option<Tls>,
+    /// How much the servers may answer.
+    pub(super) room: Arc<Room>,
 }
 
 impl Dialer {
@@ -61,7 +65,8 @@ impl Dialer {
     /// `Config` when one cannot be used.
     pub(super) fn new(config: RedisConfig) -> Result<Self> {
         let tls = config.net.tls.as_ref().map(Tls::new).transpose()?;
-        Ok(Self { config, tls })
+        let room = Room::new(config.largest());
+        Ok(Self { config, tls, room })
     }
 
     /// Connects to the server that holds the bus, within the connect time-out.
@@ -105,6 +110,29 @@ impl Dialer {
         Err(problem)
     }
 
+    /// Connects to every server that takes writes.
+    ///
+    /// # Errors
+    /// As for [`Dialer::dial`].
+    pub(super) async fn primaries(&self) -> Result<Vec<(Connection, Endpoint)>> {
+        let first = self.dial("", None).await?;
+        if self.config.topology != Topology::Cluster {
+            return Ok(vec![(first.connection, first.endpoint)]);
+        }
+        let (mut seed, endpoint) = (first.connection, first.endpoint);
+        let ranges = ask(&mut seed, cmd("CLUSTER").arg("SLOTS")).await;
+        let ranges = ranges.map_err(|error| refusal(&endpoint, &error))?;
+        let mut found = Vec::new();
+        for endpoint in owners(ranges, &endpoint) {
+            let opening = self.open(&endpoint, self.login(), None);
+            match tokio::time::timeout(self.config.net.connect_timeout, opening).await {
+                Ok(opened) => found.push(opened?),
+                Err(_) => return Err(net::failed(&endpoint, &"no answer in time")),
+            }
+        }
+        Ok(found)
+    }
+
     fn login(&self) -> Login<'_> {
         let net = &self.config.net;
         Login {
@@ -132,6 +160,8 @@ impl Dialer {
             Some(tls) => tls.wrap(endpoint, plain).await?,
             None => Stream::Plain(plain),
         };
+        let gate = Gate::new(&self.room);
+        let stream = Guarded::new(stream, Replies::default(), Arc::clone(&gate));
         let mut info = RedisConnectionInfo::default()
             .set_db(login.db)
             .set_protocol(ProtocolVersion::RESP3)
@@ -153,6 +183,7 @@ impl Dialer {
         let mut connection = Connection { wire, nudge };
         // Also told by servers that accept connections before they can serve.
         ask(&mut connection, &cmd("PING")).await.map_err(|error| refusal(endpoint, &error))?;
+        gate.open();
         Ok((connection, endpoint.clone()))
     }
 
@@ -199,27 +230,41 @@ fn is_text(value: Option<&Value>, text: &[u8]) -> bool {
 /// Finds the master of a slot in the answer of `CLUSTER SLOTS`.
 fn owner_of(slot: i64, ranges: Value, seed: &Endpoint) -> Option<Endpoint> {
     let Value::Array(ranges) = ranges else { return None };
-    for range in ranges {
-        let Value::Array(parts) = range else { continue };
-        let [Value::Int(from), Value::Int(to), Value::Array(node), ..] = parts.as_slice() else {
-            continue;
-        };
-        if !(*from..=*to).contains(&slot) {
-            continue;
+    let range = ranges.into_iter().find(|range| holds(range, slot))?;
+    master_of(&range, seed)
+}
+
+fn holds(range: &Value, slot: i64) -> bool {
+    let Value::Array(parts) = range else { return false };
+    matches!(parts.as_slice(), [Value::Int(from), Value::Int(to), ..] if (*from..=*to).contains(&slot))
+}
+
+/// Returns every master in the answer of `CLUSTER SLOTS`, once.
+fn owners(ranges: Value, seed: &Endpoint) -> Vec<Endpoint> {
+    let Value::Array(ranges) = ranges else { return Vec::new() };
+    let mut found: Vec<Endpoint> = Vec::new();
+    for endpoint in ranges.iter().filter_map(|range| master_of(range, seed)) {
+        if !found.contains(&endpoint) {
+            found.push(endpoint);
         }
-        let (host, port) = (node.first()?, node.get(1)?);
-        let Value::Int(port) = port else { return None };
-        let host = match host {
-            Value::BulkString(host) if !host.is_empty() => String::from_utf8(host.clone()).ok()?,
-            // A node that does not know its own name means the one that was asked.
-            _ => match seed {
-                Endpoint::Tcp { host, .. } => host.clone(),
-                Endpoint::Unix { .. } => return None,
-            },
-        };
-        return Some(Endpoint::Tcp { host, port: u16::try_from(*port).ok()? });
     }
-    None
+    found
+}
+
+/// Returns the master of a range of slots.
+fn master_of(range: &Value, seed: &Endpoint) -> Option<Endpoint> {
+    let Value::Array(parts) = range else { return None };
+    let Some(Value::Array(node)) = parts.get(2) else { return None };
+    let (Some(host), Some(Value::Int(port))) = (node.first(), node.get(1)) else { return None };
+    let host = match host {
+        Value::BulkString(host) if !host.is_empty() => String::from_utf8(host.clone()).ok()?,
+        // A node that does not know its own name means the one that was asked.
+        _ => match seed {
+            Endpoint::Tcp { host, .. } => host.clone(),
+            Endpoint::Unix { .. } => return None,
+        },
+    };
+    Some(Endpoint::Tcp { host, port: u16::try_from(*port).ok()? })
 }
 
 /// Says what a server answered to an attempt to connect, without secrets.

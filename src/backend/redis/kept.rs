@@ -7,6 +7,7 @@ use bytes::Bytes;
 use redis::{Cmd, Value};
 
 use super::registry::text;
+use super::scripts::Calling;
 use super::session::Session;
 use super::{message, micros, scripts};
 use crate::backend::replay::{Cursor, Kept, PAGE_BYTES, Page, Start};
@@ -25,8 +26,8 @@ pub(super) fn add_retention(command: &mut Cmd, retention: Retention) {
 }
 
 /// Returns the command that makes the server keep broadcasts, when the configuration says so.
-pub(super) fn configure(config: &RedisConfig, prefix: &str) -> Option<Cmd> {
-    let mut command = scripts::ADMIN.call(prefix);
+pub(super) fn configure(config: &RedisConfig, calling: Calling, prefix: &str) -> Option<Cmd> {
+    let mut command = scripts::DECLARE.call(calling, prefix);
     command.arg("retain").arg("");
     add_retention(&mut command, config.kept()?);
     Some(command)

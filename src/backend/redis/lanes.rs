@@ -153,11 +153,15 @@ async fn send(context: &Context, producer: &str, number: u64, mut batch: Vec<Wai
             dedup_window: context.dedup_window,
             again: sent,
         };
-        let single =
-            if packed { None } else { single::write(&header, &context.prefix, &transactions) };
+        let calling = context.link.calling();
+        let single = if packed {
+            None
+        } else {
+            single::write(&header, calling, &context.prefix, &transactions)
+        };
         let (command, encoded) = single.unwrap_or_else(|| {
             let encoded = Batch::write(&header, &transactions);
-            let mut command = scripts::COMMIT.call(&context.prefix);
+            let mut command = scripts::COMMIT.call(calling, &context.prefix);
             command.arg(&encoded.bytes[..]);
             (command, encoded)
         });
@@ -187,10 +191,10 @@ async fn send(context: &Context, producer: &str, number: u64, mut batch: Vec<Wai
                 return;
             }
             Err(Trouble::Refused(error)) => error,
-            Err(Trouble::NoScript) => {
-                load(context, deadline).await;
-                continue;
-            }
+            Err(Trouble::NoScript) => match context.prepare(deadline).await {
+                Ok(()) => continue,
+                Err(error) => error,
+            },
             Err(Trouble::Lost) if Instant::now() < deadline => {
                 sent = true;
                 continue;
@@ -214,13 +218,4 @@ async fn send(context: &Context, producer: &str, number: u64, mut batch: Vec<Wai
 fn nonsense() -> Trouble {
     let reason = "the commit script gave an answer that cannot be read".to_owned();
     Trouble::Refused(Error::Internal { reason })
-}
-
-/// Makes the server know the scripts, which it may have been told to forget.
-pub(super) async fn load(context: &Context, deadline: Instant) {
-    for script in scripts::all() {
-        if context.link.send(&script.load(), deadline).await.is_err() {
-            return;
-        }
-    }
 }

@@ -1,7 +1,7 @@
 //! One supervised connection: made again for ever, proven alive by heartbeats, never silently dead.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -12,12 +12,18 @@ use tokio_util::sync::CancellationToken;
 
 use super::dial::{Connection, Dialed, ask, pause, says};
 use super::identity::{self, ServerId, Servers};
+use super::library::{self, Unready};
+use super::scripts::{self, Calling};
 use crate::backend::{ConnectionState, Health};
+use crate::config::Scripts;
 use crate::error::{Error, Result};
+use crate::guard::Room;
 
 /// What all connections of a backend report.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Status {
+    /// How much the servers may answer.
+    pub(super) room: Arc<Room>,
     health: Mutex<Health>,
     /// When `last_error` of the health was noted.
     failed_at: Mutex<Option<Instant>>,
@@ -29,9 +35,15 @@ pub(super) struct Status {
 }
 
 impl Status {
+    pub(super) fn new(room: Arc<Room>) -> Self {
+        let (health, failed_at, malformed, down, servers) = Default::default();
+        Self { room, health, failed_at, malformed, down, servers }
+    }
+
     pub(super) fn health(&self) -> Health {
         let mut health = self.health.lock().clone();
-        health.malformed = self.malformed.load(Ordering::Relaxed);
+        health.malformed = self.malformed.load(Ordering::Relaxed) + self.room.overruns();
+        health.warnings.extend(self.room.warning());
         health.server_id = self.servers.current();
         health.state = match (self.down.lock().is_empty(), health.warnings.is_empty()) {
             (false, _) => ConnectionState::Connecting,
@@ -96,8 +108,10 @@ pub(super) enum Trouble {
     Unsent,
     /// It was sent; whether it took effect is unknown.
     Lost,
-    /// The server does not know the script.
+    /// The server does not know the script, or the function.
     NoScript,
+    /// The server is full; nothing was done.
+    Full(Error),
     /// The server cannot serve it now, another attempt (elsewhere) can succeed; nothing was done.
     Away,
     /// The server refuses it; nothing was done.
@@ -122,6 +136,8 @@ pub(super) struct Link {
     pub(super) status: Arc<Status>,
     endpoint: Mutex<String>,
     server: Mutex<ServerId>,
+    /// Whether scripts are called as functions.
+    functions: AtomicBool,
     ended: CancellationToken,
 }
 
@@ -141,6 +157,7 @@ impl Link {
             status,
             endpoint: Mutex::default(),
             server: Mutex::default(),
+            functions: AtomicBool::new(false),
             ended: CancellationToken::new(),
         }
     }
@@ -194,10 +211,56 @@ impl Link {
         }
     }
 
-    /// Sends a command once.
+    /// Returns how scripts are called.
+    pub(super) fn calling(&self) -> Calling {
+        if self.functions.load(Ordering::Relaxed) { Calling::Functions } else { Calling::Scripts }
+    }
+
+    pub(super) fn call_by(&self, calling: Calling) {
+        self.functions.store(calling == Calling::Functions, Ordering::Relaxed);
+    }
+
+    /// Sends a command once; a function that a full server refuses as a whole is sent a second time,
+    /// as one that refuses by itself what needs more memory.
     pub(super) async fn send(&self, command: &Cmd, deadline: Instant) -> Result<Value, Trouble> {
+        let other = scripts::recast(command, self.calling());
+        let command = other.as_ref().unwrap_or(command);
+        let mut answer = self.send_once(command, deadline).await;
+        if matches!(answer, Err(Trouble::Full(_)))
+            && let Some(command) = scripts::when_full(command)
+        {
+            answer = self.send_once(&command, deadline).await;
+        }
+        match answer {
+            Err(Trouble::Full(error)) => Err(Trouble::Refused(error)),
+            answer => answer,
+        }
+    }
+
+    async fn send_once(&self, command: &Cmd, deadline: Instant) -> Result<Value, Trouble> {
         let Live { mut connection, number, .. } = self.live(deadline).await?;
         self.answer(ask(&mut connection, command), number, deadline).await
+    }
+
+    /// Makes the server ready to run the scripts, which it may have been told to forget.
+    ///
+    /// # Errors
+    /// `Refused` when it cannot be; other trouble shows at the next command.
+    pub(super) async fn prepare(&self, wanted: Scripts, deadline: Instant) -> Result<(), Trouble> {
+        let Live { mut connection, number, .. } = self.live(deadline).await?;
+        let trouble = match timeout_at(deadline, library::prepare(&mut connection, wanted)).await {
+            Ok(Ok(calling)) => {
+                self.call_by(calling);
+                return Ok(());
+            }
+            Ok(Err(Unready::Refused(error))) => self.trouble(&error, number),
+            Ok(Err(Unready::Library(reason))) => {
+                let endpoint = self.endpoint();
+                Trouble::Refused(Error::Refused { endpoint, reason, remedy: library::REMEDY })
+            }
+            Err(_) => Trouble::Unsent,
+        };
+        if matches!(trouble, Trouble::Refused(_)) { Err(trouble) } else { Ok(()) }
     }
 
     /// Waits for an answer until the deadline, or until the connection was given up.
@@ -257,6 +320,8 @@ impl Link {
         };
         match error.code() {
             Some("NOSCRIPT") => Trouble::NoScript,
+            Some(_) if library::is_unknown(error) => Trouble::NoScript,
+            Some("OOM") => Trouble::Full(self.refused(error)),
             Some(
                 "READONLY" | "MASTERDOWN" | "CLUSTERDOWN" | "MOVED" | "ASK" | "TRYAGAIN"
                 | "LOADING",
@@ -313,7 +378,7 @@ impl Link {
         trouble: Trouble,
     ) -> Error {
         match trouble {
-            Trouble::Refused(error) => error,
+            Trouble::Refused(error) | Trouble::Full(error) => error,
             Trouble::Lost => self.too_late(operation, after, true),
             Trouble::Unsent | Trouble::Away | Trouble::NoScript => {
                 self.too_late(operation, after, false)
@@ -415,6 +480,6 @@ pub(super) async fn subscribe(
 }
 
 /// Whether a script was stopped by a right that its user lacks.
-fn is_denied(reason: &str) -> bool {
+pub(super) fn is_denied(reason: &str) -> bool {
     reason.contains("NOPERM") || reason.contains("user executing the script can't")
 }

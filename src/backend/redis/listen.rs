@@ -18,8 +18,14 @@ use super::link::{Link, Trouble};
 use super::message;
 use super::waits::Waits;
 use crate::backend::feeds::Feeds;
+use crate::backend::gate::Gate;
 use crate::backend::{Gap, GapCause};
 use crate::topic::Binding;
+
+/// Most calls of other processes that wait for their turn.
+pub(super) const MOST_CALLS: usize = 10_000;
+/// Longest call in bytes: two numbers, or the name of a process.
+const LONGEST_CALL: usize = 100;
 
 /// What reads what the server pushes; runs on the connection's own task and never waits.
 #[derive(Debug)]
@@ -30,7 +36,7 @@ pub(super) struct Receiver {
     pub(super) link: Arc<Link>,
     pub(super) hole: Hole,
     /// What does what other processes ask for.
-    pub(super) calls: mpsc::UnboundedSender<Call>,
+    pub(super) calls: mpsc::Sender<Call>,
     context: Arc<Context>,
     latest: Mutex<Latest>,
 }
@@ -40,8 +46,8 @@ pub(super) struct Receiver {
 pub(super) struct Names {
     /// Before the topic of a native broadcast.
     pub(super) native: String,
-    /// Before the topic of a `DataKnobs` broadcast.
-    pub(super) dataknobs: String,
+    /// Before the topic of a `DataKnobs` broadcast; `None`: they are not heard.
+    pub(super) dataknobs: Option<String>,
     /// Where this process is woken.
     pub(super) wake: String,
     /// Where who has noticed lost data asks for declarations.
@@ -93,9 +99,10 @@ impl Receiver {
         context: Arc<Context>,
         names: Names,
         link: Arc<Link>,
-        calls: mpsc::UnboundedSender<Call>,
+        calls: mpsc::Sender<Call>,
+        gate: Option<Arc<Gate>>,
     ) -> Self {
-        let (feeds, hole, latest) = (Feeds::default(), Hole::default(), Mutex::default());
+        let (feeds, hole, latest) = (Feeds::new(gate), Hole::default(), Mutex::default());
         let waits = Arc::clone(&context.waits);
         Self { feeds, waits, names, link, hole, calls, context, latest }
     }
@@ -135,12 +142,10 @@ impl Receiver {
                 // Whoever waits for it may hold up what takes the calls.
                 return self.context.count_answer();
             }
-            let _ = String::from_utf8(payload).map(|what| self.calls.send(Call::Wake(what)));
-            return;
+            return self.call(payload, Call::Wake);
         }
         if channel == self.names.lost.as_bytes() {
-            let _ = String::from_utf8(payload).map(|caller| self.calls.send(Call::Lost(caller)));
-            return;
+            return self.call(payload, Call::Lost);
         }
         let payload = Bytes::from(payload);
         if self.latest.lock().is_copy(channel, &payload, way) {
@@ -152,6 +157,15 @@ impl Receiver {
             self.dataknobs(channel, payload)
         };
         if read.is_none() {
+            self.link.status.malformed.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Passes on what another process asks for. What is too much is dropped: the sweep finds what
+    /// nobody was woken for.
+    fn call(&self, payload: Vec<u8>, what: impl FnOnce(String) -> Call) {
+        let call = String::from_utf8(payload).ok().filter(|text| text.len() <= LONGEST_CALL);
+        if call.is_none_or(|text| self.calls.try_send(what(text)).is_err()) {
             self.link.status.malformed.fetch_add(1, Ordering::Relaxed);
         }
     }
@@ -168,7 +182,7 @@ impl Receiver {
 
     /// Delivers a bare body; its topic is in the channel's name (contract D50).
     fn dataknobs(&self, channel: &[u8], payload: Bytes) -> Option<()> {
-        let topic = channel.strip_prefix(self.names.dataknobs.as_bytes())?;
+        let topic = channel.strip_prefix(self.names.dataknobs.as_ref()?.as_bytes())?;
         let topic = std::str::from_utf8(topic).ok()?;
         self.feeds.deliver(&topic.into(), &payload);
         Some(())
@@ -299,21 +313,18 @@ impl Drop for Needed {
     }
 }
 
-/// Returns the server's subscriptions that cover a binding on both wires.
+/// Returns the server's subscriptions that cover a binding on every wire that is heard.
 pub(super) fn server_names(names: &Names, binding: &Binding) -> Vec<(Vec<u8>, bool)> {
-    let prefixes = [&names.native, &names.dataknobs];
-    match binding {
-        Binding::Topic(topic) => {
-            prefixes.map(|prefix| (format!("{prefix}{topic}").into_bytes(), false)).to_vec()
+    let prefixes = std::iter::once(&names.native).chain(&names.dataknobs);
+    let name = |prefix: &String| match binding {
+        Binding::Topic(topic) => (format!("{prefix}{topic}").into_bytes(), false),
+        Binding::Pattern(pattern) => {
+            let mut glob = escaped(prefix);
+            glob.extend(glob_of(pattern.as_str()));
+            (glob, true)
         }
-        Binding::Pattern(pattern) => prefixes
-            .map(|prefix| {
-                let mut glob = escaped(prefix);
-                glob.extend(glob_of(pattern.as_str()));
-                (glob, true)
-            })
-            .to_vec(),
-    }
+    };
+    prefixes.map(name).collect()
 }
 
 /// Escapes what a glob of the server would take for a wildcard.

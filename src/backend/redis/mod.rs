@@ -4,7 +4,7 @@
 //! connections per process, whatever the number of subscriptions and consumers: commands, which are
 //! pipelined, and pub/sub, which also carries the wake-ups of waiting claims.
 //!
-//! - `dial`: makes a connection; `link`: keeps one; `identity`: which server they lead to;
+//! - `dial`: makes a connection; `meter`: limits what it may bring; `link`: keeps one; `identity`: which server they lead to;
 //!   `session`: everything between connect and close
 //! - `lanes`, `batch`: commits; `registry`: the bindings that targets are computed with; `context`:
 //!   how they are read, and come back when the server loses its data
@@ -12,7 +12,8 @@
 //! - `listen`: broadcasts; `hole`: when a gap is told; `kept`: those kept for replay; `message`: the
 //!   stored form of a message, which is also its frame
 //! - `raw`: single commands and channels, for wires that others have made
-//! - `checks`: what an operator should know of the server; `scripts`: the scripts
+//! - `checks`: what an operator should know of the server; `scripts`: the scripts; `library`: how the
+//!   server runs them; `setup`: what loads them as functions, for operators
 
 mod batch;
 mod bounds;
@@ -21,19 +22,25 @@ mod claim;
 mod context;
 mod dead_reason;
 mod dial;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 mod hole;
 mod identity;
 mod kept;
 mod lanes;
+mod library;
 mod link;
 mod listen;
 mod message;
 mod messages;
+mod meter;
 mod operate;
 mod raw;
 mod registry;
 mod scripts;
 mod session;
+mod setup;
 mod single;
 mod waits;
 
@@ -47,9 +54,11 @@ use parking_lot::RwLock;
 use tokio::time::Instant;
 
 pub use self::raw::{RedisClient, Reply};
+pub use self::setup::{Loaded, Setup, setup};
 
 use self::dial::Dialer;
 use self::session::Session;
+use super::gate::Gate;
 use super::replay::{Kept, Replay};
 use super::{
     Backend, Capabilities, ClaimRequest, Committed, ConnectionState, DeadLetter, Delivery,
@@ -75,6 +84,7 @@ pub struct RedisBackend {
     connecting: tokio::sync::Mutex<()>,
     closed: AtomicBool,
     capabilities: Capabilities,
+    gate: Option<Arc<Gate>>,
 }
 
 impl RedisBackend {
@@ -93,6 +103,7 @@ impl RedisBackend {
         };
         Ok(Self {
             dialer: Arc::new(Dialer::new(config.clone())?),
+            gate: Gate::of(&config.signing_keys, false),
             config,
             session: RwLock::default(),
             connecting: tokio::sync::Mutex::default(),
@@ -119,12 +130,17 @@ impl Backend for RedisBackend {
         &self.capabilities
     }
 
+    fn gate(&self) -> Option<&Arc<Gate>> {
+        self.gate.as_ref()
+    }
+
     async fn connect(&self) -> Result<()> {
         let _turn = self.connecting.lock().await;
         if self.session.read().is_some() {
             return Ok(());
         }
-        let session = Session::open(self.config.clone(), Arc::clone(&self.dialer)).await?;
+        let session =
+            Session::open(self.config.clone(), Arc::clone(&self.dialer), self.gate.clone()).await?;
         *self.session.write() = Some(session);
         self.closed.store(false, Ordering::Release);
         Ok(())
@@ -171,7 +187,8 @@ impl Backend for RedisBackend {
         let kept = kept::Reader(Arc::downgrade(&session));
         let start = kept.find(since).await?;
         let sweep = Some(self.config.sweep);
-        let replay = Replay { kept, bindings: request.bindings, ring, hint, sweep };
+        let replay =
+            Replay { kept, bindings: request.bindings, ring, hint, sweep, gate: self.gate.clone() };
         session.tasks.spawn(replay.run(start));
         Ok(Box::new(listener))
     }

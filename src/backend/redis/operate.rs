@@ -8,7 +8,6 @@ use bytes::Bytes;
 use redis::{Cmd, Value};
 use tokio::time::Instant;
 
-use super::lanes::load;
 use super::link::Trouble;
 use super::message::{self, HEAD};
 use super::registry::{read_binding, text, write_binding};
@@ -20,6 +19,8 @@ use crate::topic::{self, Binding};
 
 /// Most messages removed by one run of a script.
 const AT_ONCE: u64 = 5000;
+/// Most dead letters that one look for new ones brings; the script knows the same number.
+const MOST_NEWS: usize = 100;
 
 pub(super) fn nonsense() -> Error {
     Error::Internal { reason: "a script gave an answer that cannot be read".into() }
@@ -85,7 +86,7 @@ impl Session {
         loop {
             match self.context.refresh(deadline).await {
                 Ok(()) => return Ok(()),
-                Err(Trouble::NoScript) => load(&self.context, deadline).await,
+                Err(Trouble::NoScript) => self.context.prepare(deadline).await?,
                 Err(Trouble::Lost) if Instant::now() < deadline => {}
                 Err(Trouble::Away) if Instant::now() < deadline => {
                     tokio::time::sleep(Duration::from_millis(50)).await;
@@ -102,7 +103,8 @@ impl Session {
             return Err(Error::InvalidArgument { what: "max_length", value: "0".into(), rule });
         }
         self.hear_lost().await;
-        self.run("declare", |_| context::declare(&self.prefix, &spec)).await?;
+        let calling = self.commands.calling();
+        self.run("declare", |_| context::declare(calling, &self.prefix, &spec)).await?;
         self.refresh().await?;
         self.remember(spec);
         if !self.knows_persistence.swap(true, Ordering::Relaxed) {
@@ -211,6 +213,7 @@ impl Session {
         limit: usize,
     ) -> Result<Vec<DeadLetter>> {
         let name: Arc<str> = group.into();
+        let _room = self.status.room.ask(limit);
         let letters = self
             .operate("dead", group, |command| {
                 command.arg(after.as_ref().map_or(&[][..], |id| &id[..])).arg(limit);
@@ -221,6 +224,7 @@ impl Session {
 
     pub(super) async fn dead_news(&self, group: &str) -> Result<Vec<DeadLetter>> {
         let name: Arc<str> = group.into();
+        let _room = self.status.room.ask(MOST_NEWS);
         let letters = self.operate("dead_news", group, |_| {}).await?;
         letters.map(|letter| dead_letter(&name, letter)).collect()
     }
@@ -242,6 +246,7 @@ impl Session {
     }
 
     pub(super) async fn read(&self, keys: &[Arc<str>]) -> Result<Vec<Option<Record>>> {
+        let _room = self.status.room.ask(keys.len());
         let answer = self
             .script("read", &scripts::READ, |command| {
                 command.arg("read");
@@ -260,6 +265,7 @@ impl Session {
         after: Option<&str>,
         limit: usize,
     ) -> Result<Vec<Record>> {
+        let _room = self.status.room.ask(limit);
         let answer = self
             .script("scan", &scripts::READ, |command| {
                 command
@@ -302,7 +308,8 @@ fn stats(group: Value, now: i64) -> Result<GroupStats> {
     let mut queues = array(parts.next().ok_or_else(nonsense)?)?.into_iter();
     let mut bindings = Vec::new();
     while let (Some(binding), Some(queue)) = (queues.next(), queues.next()) {
-        let binding = text(binding).as_deref().and_then(read_binding).ok_or_else(nonsense)?;
+        // One that cannot be read matches nothing.
+        let Some(binding) = text(binding).as_deref().and_then(read_binding) else { continue };
         let shown = match binding {
             Binding::Topic(topic) => topic.to_string(),
             Binding::Pattern(pattern) => pattern.as_str().to_owned(),

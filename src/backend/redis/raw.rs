@@ -74,7 +74,7 @@ impl Filter {
     }
 }
 
-fn first_entry(message: &[u8]) -> Option<(&str, &str)> {
+pub(super) fn first_entry(message: &[u8]) -> Option<(&str, &str)> {
     let mut rest = message;
     rmp::decode::read_map_len(&mut rest).ok().filter(|entries| *entries > 0)?;
     let (key, rest) = rmp::decode::read_str_from_slice(rest).ok()?;
@@ -134,7 +134,7 @@ impl RedisClient {
         if self.open.lock().is_some() {
             return Ok(());
         }
-        let status = Arc::new(Status::default());
+        let status = Arc::new(Status::new(Arc::clone(&self.dialer.room)));
         let (unneeded, over) = mpsc::unbounded_channel();
         let open = Arc::new(Open {
             commands: Arc::new(Link::new("command connection", Arc::clone(&status))),

@@ -4,9 +4,13 @@ use std::sync::Arc;
 
 use ahash::AHashMap;
 use redis::Value;
+use tokio::task::yield_now;
 
 use crate::backend::GroupSpec;
-use crate::topic::{Binding, Pattern, Router};
+use crate::topic::{Binding, Router};
+
+/// Bindings that are read before others get a turn: who declares many of them holds nobody up.
+const STEP: usize = 256;
 
 /// Bindings of all groups at one version.
 #[derive(Debug, Default)]
@@ -21,6 +25,8 @@ pub(super) struct Registry {
     pub(super) server: String,
     /// Whether broadcasts are kept for replay.
     pub(super) keeps: bool,
+    /// Entries that nobody could have declared; they match nothing.
+    pub(super) unreadable: u64,
     routes: Router<(u64, u64)>,
     names: AHashMap<u64, Arc<str>>,
     groups: AHashMap<Arc<str>, Known>,
@@ -30,45 +36,82 @@ pub(super) struct Registry {
 #[derive(Debug, Default)]
 pub(super) struct Known {
     pub(super) group: u64,
-    queues: Vec<(Binding, u64)>,
+    queues: AHashMap<Binding, u64>,
     max_length: Option<u64>,
 }
 
 impl Known {
     /// Returns the queues of bindings; none when one of them is not known.
     pub(super) fn queues(&self, bindings: &[Binding]) -> Vec<u64> {
-        let of = |binding: &Binding| {
-            self.queues.iter().find(|(known, _)| known == binding).map(|(_, queue)| *queue)
-        };
+        let of = |binding: &Binding| self.queues.get(binding).copied();
         if bindings.is_empty() {
-            return self.queues.iter().map(|(_, queue)| *queue).collect();
+            let mut queues: Vec<u64> = self.queues.values().copied().collect();
+            queues.sort_unstable();
+            return queues;
         }
         bindings.iter().map(of).collect::<Option<_>>().unwrap_or_default()
     }
 }
 
 impl Registry {
-    /// Reads the answer of the script; `lua/admin.lua` says what it is.
-    pub(super) fn read(answer: Value) -> Option<Self> {
+    /// Reads the answer of the script, in steps between which others get a turn; `lua/admin.lua`
+    /// says what it is.
+    pub(super) async fn read(answer: Value) -> Option<Self> {
+        let (mut registry, mut texts) = Self::begin(answer)?;
+        while registry.read_some(&mut texts) {
+            yield_now().await;
+        }
+        Some(registry)
+    }
+
+    /// Reads it without giving a turn to anybody.
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub(super) fn read_at_once(answer: Value) -> Option<Self> {
+        let (mut registry, mut texts) = Self::begin(answer)?;
+        while registry.read_some(&mut texts) {}
+        Some(registry)
+    }
+
+    fn begin(answer: Value) -> Option<(Self, impl Iterator<Item = Option<String>>)> {
         let Value::Array(parts) = answer else { return None };
         let mut texts = parts.into_iter().map(text);
         let mut registry = Self { version: texts.next()??, ..Self::default() };
         registry.keeps = texts.next()?? == "1";
         registry.epoch = texts.next()??;
         registry.is_new = texts.next()?? == "1";
-        while let Some(name) = texts.next() {
-            let group = texts.next()??.parse().ok()?;
-            let queue = texts.next()??.parse().ok()?;
-            let binding = read_binding(&texts.next()??)?;
-            let name: Arc<str> = name?.into();
-            registry.routes.insert(binding.clone(), (group, queue));
-            let known = registry.groups.entry(Arc::clone(&name)).or_default();
-            known.group = group;
-            known.max_length = texts.next()??.parse().ok();
-            known.queues.push((binding, queue));
-            registry.names.insert(group, name);
+        Some((registry, texts))
+    }
+
+    /// Reads up to [`STEP`] entries; returns whether there may be more.
+    fn read_some(&mut self, texts: &mut impl Iterator<Item = Option<String>>) -> bool {
+        for _ in 0..STEP {
+            let Some(name) = texts.next() else { return false };
+            let entry = [name, texts.next().flatten(), texts.next().flatten()];
+            let (binding, max) = (texts.next().flatten(), texts.next().flatten());
+            if self.add(entry, binding, max).is_none() {
+                self.unreadable += 1;
+            }
         }
-        Some(registry)
+        true
+    }
+
+    /// Adds an entry; `None` when nobody could have declared it.
+    fn add(
+        &mut self,
+        [name, group, queue]: [Option<String>; 3],
+        binding: Option<String>,
+        max: Option<String>,
+    ) -> Option<()> {
+        let (name, group, queue) = (name?, group?.parse().ok()?, queue?.parse().ok()?);
+        let (binding, max) = (read_binding(&binding?)?, max?);
+        let name: Arc<str> = name.into();
+        self.routes.insert(binding.clone(), (group, queue));
+        let known = self.groups.entry(Arc::clone(&name)).or_default();
+        known.group = group;
+        known.max_length = max.parse().ok();
+        known.queues.insert(binding, queue);
+        self.names.insert(group, name);
+        Some(())
     }
 
     /// Returns the (group, queue) pairs that keep what is published on a topic.
@@ -86,7 +129,7 @@ impl Registry {
     pub(super) fn specs(&self) -> Vec<GroupSpec> {
         let spec = |(name, known): (&Arc<str>, &Known)| GroupSpec {
             name: Arc::clone(name),
-            bindings: known.queues.iter().map(|(binding, _)| binding.clone()).collect(),
+            bindings: known.queues.keys().cloned().collect(),
             max_length: known.max_length,
         };
         self.groups.iter().map(spec).collect()
@@ -96,8 +139,7 @@ impl Registry {
     pub(super) fn has(&self, spec: &GroupSpec) -> bool {
         let known = self.groups.get(&spec.name);
         known.is_some_and(|known| {
-            let is_bound = |binding| known.queues.iter().any(|(bound, _)| bound == binding);
-            spec.bindings.iter().all(is_bound)
+            spec.bindings.iter().all(|binding| known.queues.contains_key(binding))
         })
     }
 
@@ -131,9 +173,61 @@ pub(super) fn write_binding(binding: &Binding) -> Vec<u8> {
     stored
 }
 
-pub(super) fn read_binding(stored: &str) -> Option<Binding> {
+/// Reads a stored binding; `None` when nobody could have declared it.
+pub(crate) fn read_binding(stored: &str) -> Option<Binding> {
     if let Some(topic) = stored.strip_prefix('t') {
-        return Some(Binding::Topic(topic.into()));
+        return Binding::stored(false, topic);
     }
-    stored.strip_prefix('p').map(|pattern| Binding::Pattern(Pattern::new(pattern)))
+    Binding::stored(true, stored.strip_prefix('p')?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn answer(entries: &[[&[u8]; 5]]) -> Value {
+        let head = ["7", "1", "epoch", "0"].map(|text| Value::BulkString(text.into()));
+        let rest = entries.iter().flatten().map(|text| Value::BulkString(text.to_vec()));
+        Value::Array(head.into_iter().chain(rest).collect())
+    }
+
+    #[tokio::test]
+    async fn entries_that_nobody_could_have_declared_match_nothing_and_stop_nothing() {
+        let long = [b"p".to_vec(), vec![b'['; 300_000]].concat();
+        let bad: [[&[u8]; 5]; 6] = [
+            [b"g", b"1", b"2", &long, b""],
+            [b"g", b"1", b"3", b"x*", b""],
+            [b"g", b"one", b"4", b"p*", b""],
+            [b"g", b"1", b"", b"p*", b""],
+            [b"\xff", b"1", b"5", b"p*", b""],
+            [b"g", b"1", b"6", b"p\xff", b""],
+        ];
+        let mut entries = bad.to_vec();
+        entries.insert(3, [b"g", b"1", b"9", b"ta:b", b"10"]);
+        entries.push([b"h", b"2", b"0", b"pa:*", b""]);
+        let registry = Registry::read(answer(&entries)).await.unwrap_or_default();
+        assert_eq!((registry.unreadable, registry.version.as_str()), (6, "7"));
+        assert_eq!(registry.targets("a:b"), [(1, 9), (2, 0)]);
+    }
+
+    #[tokio::test]
+    async fn others_get_a_turn_while_many_bindings_are_read() {
+        let longest = [b"p".to_vec(), b"*[".repeat(127)].concat();
+        let entries = vec![[&b"g"[..], b"1", b"2", &longest, b""]; 20 * STEP];
+        let turns = std::rc::Rc::new(std::cell::Cell::new(0));
+        let count = async {
+            loop {
+                turns.set(turns.get() + 1);
+                yield_now().await;
+            }
+        };
+        tokio::select! {
+            biased;
+            registry = Registry::read(answer(&entries)) => {
+                assert!(registry.is_some_and(|registry| registry.unreadable == 0));
+            }
+            () = count => {}
+        }
+        assert!(turns.get() >= 20, "{}", turns.get());
+    }
 }

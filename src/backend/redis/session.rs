@@ -14,15 +14,18 @@ use tokio::time::Instant;
 use super::batch::Channels;
 use super::bounds::Bounds;
 use super::context::{self, Context};
-use super::dial::{Dialed, Dialer, Push, ask, within};
-use super::lanes::{Lane, load};
+use super::dial::{Dialed, Dialer, Push, ask, refusal, within};
+use super::lanes::Lane;
+use super::library::{self, Unready};
 use super::link::{self, Link, Status, Trouble};
-use super::listen::{Call, Names, Needed, Receiver, Subscriptions};
+use super::listen::{self, Call, Names, Needed, Receiver, Subscriptions};
 use super::scripts::{self, Script};
 use super::waits::{Waiting, Waits};
 use super::{checks, claim};
+use crate::backend::gate::Gate;
 use crate::config::{RedisConfig, Wire};
 use crate::error::{Error, Result};
+use crate::net;
 use crate::shutdown::Tasks;
 
 /// Who waits in a group for what is due, by group and partition, and until when.
@@ -63,24 +66,30 @@ fn script_prefix(config: &RedisConfig) -> String {
 
 impl Session {
     /// Connects; everything is ready when it returns.
-    pub(super) async fn open(config: RedisConfig, dialer: Arc<Dialer>) -> Result<Arc<Self>> {
+    pub(super) async fn open(
+        config: RedisConfig,
+        dialer: Arc<Dialer>,
+        gate: Option<Arc<Gate>>,
+    ) -> Result<Arc<Self>> {
         let prefix = script_prefix(&config);
         // It stands in every claim: 64 random bits are enough, and short.
         let mut process = uuid::Uuid::new_v4().simple().to_string();
         process.truncate(16);
-        let status = Arc::new(Status::default());
+        let status = Arc::new(Status::new(Arc::clone(&dialer.room)));
         let commands = Arc::new(Link::new("command connection", Arc::clone(&status)));
         let pushes = Arc::new(Link::new("pub/sub connection", Arc::clone(&status)));
+        let dataknobs = format!("{}:", config.channel_prefix);
+        let hears = config.wire.hears_dataknobs(&config.hear);
         let names = Names {
             // Channels know no databases: what they are called has to tell them apart.
             native: format!("{prefix}b{}:", config.db),
-            dataknobs: format!("{}:", config.channel_prefix),
+            dataknobs: hears.then(|| dataknobs.clone()),
             wake: format!("{prefix}wake:{process}"),
             lost: format!("{prefix}lost{}", config.db),
         };
         let channels = match config.wire {
             Wire::Native => Channels { prefix: names.native.clone(), bare: false },
-            Wire::Dataknobs => Channels { prefix: names.dataknobs.clone(), bare: true },
+            Wire::Dataknobs => Channels { prefix: dataknobs, bare: true },
         };
         let waits = Arc::new(Waits::default());
         let context = Arc::new(Context::new(
@@ -92,10 +101,10 @@ impl Session {
             process.clone(),
             Arc::clone(&waits),
         ));
-        let (wakes, woken) = mpsc::unbounded_channel();
+        let (wakes, woken) = mpsc::channel(listen::MOST_CALLS);
         let (unneeded, over) = mpsc::unbounded_channel();
-        let receiver =
-            Arc::new(Receiver::new(Arc::clone(&context), names, Arc::clone(&pushes), wakes));
+        let (known, pushed) = (Arc::clone(&context), Arc::clone(&pushes));
+        let receiver = Arc::new(Receiver::new(known, names, pushed, wakes, gate));
         let subscriptions = Arc::new(Subscriptions::new(unneeded));
         let (settles, serve_settles) = Lane::new(Arc::clone(&context));
         let (writes, serve_writes) = Lane::new(Arc::clone(&context));
@@ -183,7 +192,7 @@ impl Session {
         script: &Script,
         arguments: impl FnOnce(&mut Cmd),
     ) -> Result<Value> {
-        let mut command = script.call(&self.prefix);
+        let mut command = script.call(self.commands.calling(), &self.prefix);
         arguments(&mut command);
         self.run(operation, |_| command.clone()).await
     }
@@ -200,7 +209,7 @@ impl Session {
         loop {
             match self.commands.send(&command(sent), deadline).await {
                 Ok(answer) => return Ok(answer),
-                Err(Trouble::NoScript) => load(&self.context, deadline).await,
+                Err(Trouble::NoScript) => self.context.prepare(deadline).await?,
                 Err(Trouble::Lost) if Instant::now() < deadline => sent = true,
                 Err(Trouble::Away) if Instant::now() < deadline => {
                     tokio::time::sleep(Duration::from_millis(50)).await;
@@ -245,6 +254,7 @@ struct Maker {
     dialer: Arc<Dialer>,
     config: RedisConfig,
     prefix: String,
+    commands: Arc<Link>,
     pushes: Arc<Link>,
     receiver: Arc<Receiver>,
     subscriptions: Arc<Subscriptions>,
@@ -256,6 +266,7 @@ impl Maker {
             dialer,
             config: session.config.clone(),
             prefix: session.prefix.clone(),
+            commands: Arc::clone(&session.commands),
             pushes: Arc::clone(&session.pushes),
             receiver: Arc::clone(&session.receiver),
             subscriptions: Arc::clone(&session.subscriptions),
@@ -268,11 +279,10 @@ impl Maker {
         let (connection, endpoint) = (&mut dialed.connection, &dialed.endpoint);
         let limit = self.config.net.connect_timeout;
         let ready = async {
-            for script in scripts::all() {
-                ask(connection, &script.load()).await?;
-            }
+            let calling = library::prepare(connection, self.config.scripts).await?;
+            self.commands.call_by(calling);
             let mut configured = Ok(Value::Nil);
-            for command in context::configure(&self.config, &self.prefix) {
+            for command in context::configure(&self.config, calling, &self.prefix) {
                 if configured.is_ok() {
                     configured = ask(connection, &command).await;
                 }
@@ -280,10 +290,18 @@ impl Maker {
             match configured {
                 // A full server, or one whose disk is full, still has them from before.
                 Err(error) if matches!(error.code(), Some("OOM" | "MISCONF" | "NOPERM")) => Ok(()),
-                other => other.map(drop),
+                Err(error) => Err(Unready::Refused(error)),
+                Ok(_) => Ok(()),
             }
         };
-        within(limit, endpoint, ready).await?;
+        match tokio::time::timeout(limit, ready).await {
+            Ok(Ok(())) => {}
+            Ok(Err(Unready::Refused(error))) => return Err(refusal(endpoint, &error)),
+            Ok(Err(Unready::Library(problem))) => {
+                return Err(net::failed(endpoint, &format!("{problem}; {}", library::REMEDY)));
+            }
+            Err(_) => return Err(net::failed(endpoint, &format!("no answer within {limit:?}"))),
+        }
         Ok(dialed)
     }
 
@@ -328,7 +346,7 @@ impl Maker {
 async fn take_calls(
     receiver: Arc<Receiver>,
     context: Arc<Context>,
-    mut calls: mpsc::UnboundedReceiver<Call>,
+    mut calls: mpsc::Receiver<Call>,
 ) {
     while let Some(call) = calls.recv().await {
         match call {
@@ -348,7 +366,7 @@ async fn pass_wake(receiver: &Receiver, context: &Context, what: &str) {
         return receiver.waits.wake_all();
     };
     if !receiver.waits.wake(&name) {
-        let mut command = scripts::PASS.call(&context.prefix);
+        let mut command = scripts::PASS.call(context.link.calling(), &context.prefix);
         command.arg(group).arg(queue);
         let deadline = Instant::now() + context.op_timeout;
         let _ = context.link.send(&command, deadline).await;

@@ -3,6 +3,7 @@
 use redis::Cmd;
 
 use super::batch::{Batch, Header, is_plain};
+use super::scripts::Calling;
 use super::{message, scripts};
 use crate::backend::{Op, Transaction, identity};
 
@@ -10,6 +11,7 @@ use crate::backend::{Op, Transaction, identity};
 /// and not for replay, with what reads its answer; `None` for any other.
 pub(super) fn write(
     header: &Header<'_>,
+    calling: Calling,
     prefix: &str,
     transactions: &[&Transaction],
 ) -> Option<(Cmd, Batch)> {
@@ -29,7 +31,7 @@ pub(super) fn write(
     };
     let is_sent = how == "1" || !targets.is_empty();
     let stored = if is_sent { message::write(message) } else { Vec::new() };
-    let mut command = scripts::SINGLE.call(prefix);
+    let mut command = scripts::SINGLE.call(calling, prefix);
     command
         .arg(header.registry.version.as_bytes())
         .arg(header.producer)

@@ -1,16 +1,21 @@
 //! Python objects ⇄ the msgpack values of `crate::codec::value`.
 
+mod collisions;
 mod fast;
 mod reader;
 pub(crate) mod time;
 mod writer;
 
 use bytes::Bytes;
+use pyo3::exceptions::PyException;
+use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
+use super::errors::is_own;
 use super::exit;
 use crate::codec::Limits;
+use crate::error::Error;
 
 pub(crate) use writer::encode_value;
 
@@ -25,7 +30,34 @@ pub(crate) fn decode_value<'py>(
     bytes: &[u8],
     limits: &Limits,
 ) -> PyResult<Bound<'py, PyAny>> {
-    reader::Decoder::new(py, bytes, limits).document()
+    reader::Decoder::new(py, bytes, limits).document().map_err(|error| undecodable(py, error))
+}
+
+/// Decodes a value of an event, when somebody asks for it: what fails then is marked, so that not
+/// the handler is blamed.
+pub(crate) fn decode_of_message<'py>(
+    py: Python<'py>,
+    bytes: &[u8],
+    limits: &Limits,
+) -> PyResult<Bound<'py, PyAny>> {
+    decode_value(py, bytes, limits).inspect_err(|error| {
+        if is_own(py, error) {
+            // An exception takes any attribute.
+            let _ = error.value(py).setattr(intern!(py, "_of_message"), true);
+        }
+    })
+}
+
+/// Makes whatever a message made Python raise the error of a message that cannot be decoded; what
+/// ends the process, or is our own, stays what it is.
+fn undecodable(py: Python<'_>, error: PyErr) -> PyErr {
+    if !error.is_instance_of::<PyException>(py) || is_own(py, &error) {
+        return error;
+    }
+    let reason = format!("Python refused it: {error}");
+    let new: PyErr = Error::Decode { what: "payload", reason }.into();
+    new.set_cause(py, Some(error));
+    new
 }
 
 /// Encode a value.

@@ -9,6 +9,7 @@ use pyo3::types::{
     PyTuple, PyType,
 };
 
+use super::collisions::{Budget, Frozen, Kind, LONG, MOST_EQUAL, Member, Table};
 use super::{fast, time};
 use crate::codec::Limits;
 use crate::codec::value::ext;
@@ -31,11 +32,28 @@ pub(super) struct Decoder<'py, 'a> {
     depth: usize,
     elements: usize,
     keys: Option<MutexGuard<'static, Vec<Option<Py<PyString>>>>>,
+    /// The frozensets in what was read since this was emptied.
+    frozen: Frozen,
+    decimals: usize,
+    has_long_ints: bool,
+    budget: Budget,
 }
 
 impl<'py, 'a> Decoder<'py, 'a> {
     pub(super) fn new(py: Python<'py>, bytes: &'a [u8], limits: &'a Limits) -> Self {
-        Self { py, bytes, at: 0, limits, depth: 0, elements: 0, keys: KEYS.try_lock() }
+        Self {
+            py,
+            bytes,
+            at: 0,
+            limits,
+            depth: 0,
+            elements: 0,
+            keys: KEYS.try_lock(),
+            frozen: Frozen::default(),
+            decimals: 0,
+            has_long_ints: false,
+            budget: Budget::new(bytes.len()),
+        }
     }
 
     /// Decodes exactly one value and nothing after it.
@@ -192,13 +210,41 @@ impl<'py, 'a> Decoder<'py, 'a> {
     fn map(&mut self, len: usize) -> PyResult<Bound<'py, PyDict>> {
         self.enter(len, 2)?;
         let dict = PyDict::new(self.py);
-        for _ in 0..len {
+        let mut table = None;
+        let mut others = 0;
+        let (mut has_long, mut has_decimal) = (false, false);
+        for index in 0..len {
+            let (start, decimals) = (self.at, self.decimals);
             let key = self.key()?;
+            if !is_text(&key) {
+                has_long |= self.at - start > LONG;
+                has_decimal |= self.decimals > decimals;
+                if has_long && has_decimal {
+                    let reason = "a long integer beside a decimal as map keys, ending";
+                    return Err(self.malformed(reason).into());
+                }
+                if len > MOST_EQUAL {
+                    let table = table.get_or_insert_with(|| Table::new(Kind::Map));
+                    table.set_texts(index - others);
+                    let member = self.member(start, Frozen::default());
+                    table.add(key.hash()?.cast_unsigned() as u64, member, &mut self.budget)?;
+                }
+                others += 1;
+            }
             let value = self.value()?;
             dict.set_item(key, value)?;
         }
         self.depth -= 1;
         Ok(dict)
+    }
+
+    /// Describes a member that began at `start`.
+    fn member(&self, start: usize, frozen: Frozen) -> Member {
+        Member {
+            bytes: u32::try_from(self.at - start).unwrap_or(u32::MAX),
+            frozen,
+            is_mixed: self.decimals > 0 && self.has_long_ints,
+        }
     }
 
     fn key(&mut self) -> PyResult<Bound<'py, PyAny>> {
@@ -207,7 +253,9 @@ impl<'py, 'a> Decoder<'py, 'a> {
             (marker, self.bytes.get(self.at + 1..self.at + 1 + usize::from(marker & 0x1f)))
         else {
             let key = self.value()?;
-            if key.is_instance_of::<PyTuple>() || key.hash().is_err() {
+            let is_container =
+                key.is_instance_of::<PyTuple>() || key.is_instance_of::<PyFrozenSet>();
+            if is_container || key.hash().is_err() {
                 return Err(self.malformed("a map key that is not a scalar, ending").into());
             }
             return Ok(key);
@@ -250,6 +298,11 @@ impl<'py, 'a> Decoder<'py, 'a> {
             return self.nested(code, len);
         }
         let body = self.take(len)?;
+        match code {
+            ext::BIG_INT => self.has_long_ints |= len > LONG,
+            ext::DECIMAL => self.decimals += 1,
+            _ => {}
+        }
         let wrong = || self.malformed(format_args!("extension {code} of {len} bytes, ending"));
         Ok(match (code, len) {
             (ext::BIG_INT, 1..) => {
@@ -312,7 +365,8 @@ impl<'py, 'a> Decoder<'py, 'a> {
             0xdd => self.length(4)?,
             _ => return Err(self.malformed("an extension that holds no array, ending").into()),
         };
-        let items = self.items(count)?;
+        let items =
+            if code == ext::TUPLE { self.items(count)? } else { self.members(count, code)? };
         if self.at != end {
             return Err(self.malformed("an extension of another length, ending").into());
         }
@@ -323,6 +377,60 @@ impl<'py, 'a> Decoder<'py, 'a> {
             _ => PyFrozenSet::new(self.py, items).map_err(unhashable)?.into_any(),
         })
     }
+
+    /// Decodes the members of a set, and refuses those that would collide.
+    fn members(&mut self, len: usize, code: i8) -> PyResult<Vec<Bound<'py, PyAny>>> {
+        self.enter(len, 1)?;
+        let before = std::mem::take(&mut self.frozen);
+        let mut inside = Frozen::default();
+        let mut is_suspect = len > MOST_EQUAL;
+        let (mut items, mut members) = (Vec::with_capacity(len), Vec::with_capacity(len));
+        for _ in 0..len {
+            let start = self.at;
+            self.frozen = Frozen::default();
+            let item = self.value()?;
+            let member = self.member(start, self.frozen);
+            inside = inside.max(self.frozen);
+            is_suspect |= self.at - start > LONG
+                || item.is_instance_of::<PyTuple>()
+                || item.is_instance_of::<PyFrozenSet>();
+            items.push(item);
+            members.push(member);
+        }
+        if code == ext::FROZEN_SET {
+            inside = inside.around(len);
+        }
+        self.frozen = before.max(inside);
+        self.depth -= 1;
+        if is_suspect {
+            self.check_members(&items, members)?;
+        }
+        Ok(items)
+    }
+
+    fn check_members(&mut self, items: &[Bound<'py, PyAny>], members: Vec<Member>) -> PyResult<()> {
+        let is_mixed = self.decimals > 0 && self.has_long_ints;
+        let mut table = Table::new(Kind::Set);
+        let mut texts = 0;
+        for (item, member) in items.iter().zip(members) {
+            if is_text(item) {
+                texts += 1;
+                table.set_texts(texts);
+                continue;
+            }
+            let hash = item
+                .hash()
+                .map_err(|_| self.malformed("a set with an unhashable item, ending"))?
+                .cast_unsigned();
+            table.add(hash as u64, Member { is_mixed, ..member }, &mut self.budget)?;
+        }
+        Ok(())
+    }
+}
+
+/// Whether its hash is made with a key of the process.
+fn is_text(value: &Bound<'_, PyAny>) -> bool {
+    value.is_instance_of::<PyString>() || value.is_instance_of::<PyBytes>()
 }
 
 /// Copies a slice whose length was checked.

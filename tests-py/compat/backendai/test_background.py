@@ -378,6 +378,7 @@ async def test_tasks_of_a_dead_manager_are_marked_failed(
     other = BackgroundTaskManager(setup.manager.dispatcher, lease=lease)
     # It dies: no sign of life, and no word of its task.
     assert dead._sweeper is not None
+    dead._supervisor.stop()
     dead._sweeper.cancel()
     began = time.monotonic()
     await eventually(lambda: setup.told, timeout=lease + 5)

@@ -7,7 +7,7 @@ from typing import Any, Literal, cast
 
 from eventbus import codec
 from eventbus.dispatcher import Message
-from eventbus.errors import DecodeError, EncodeError, PayloadTooLarge
+from eventbus.errors import DecodeError, EncodeError
 from eventbus.types import Event
 
 __all__ = [
@@ -26,8 +26,9 @@ Era = Literal["A", "B"]
 NAME_KEYS = ("event_name", "name")
 """What a message begins with in either era: the key of its name."""
 
-# Heartbeats carry compressed lists of images: the wire has no limit, and this is one for safety.
-_LIMITS = {"max_bytes": 512 << 20, "max_depth": 512, "max_elements": 50_000_000}
+# The original has no limits. Its largest messages are heartbeats with compressed lists of images,
+# some hundred kB; its deepest are nested a dozen times.
+_LIMITS = {"max_bytes": 16 << 20, "max_depth": 128, "max_elements": 1_000_000}
 
 _SCALARS = {str, float, bytes, bool, type(None)}
 _MOST, _LEAST = 2**64 - 1, -(2**63)
@@ -106,6 +107,7 @@ def encode_args(message: Message) -> bytes:
     Raises:
         TypeError: An argument has no form on this wire; the message holds its position.
         OverflowError: An integer beyond 64 bits.
+        PayloadTooLarge: They are over a limit of the wire: 16 MiB, 128 levels, 1,000,000 elements.
     """
     return _packed(message.name, _arguments(message.name, message.args))
 
@@ -121,6 +123,7 @@ def encode_message(message: Message, era: Era, dedup_id: str | None = None) -> b
     Raises:
         TypeError: An argument has no form on this wire; the message holds its position.
         OverflowError: An integer beyond 64 bits.
+        PayloadTooLarge: It is over a limit of the wire: 16 MiB, 128 levels, 1,000,000 elements.
     """
     name, source = ("event_name", "agent_id") if era == "A" else ("name", "source")
     args = _arguments(message.name, message.args)
@@ -131,49 +134,64 @@ def encode_message(message: Message, era: Era, dedup_id: str | None = None) -> b
     return _packed(message.name, fields)
 
 
-def _unpacked(data: bytes) -> Any:
+def _unpacked(data: object) -> Any:
+    """Return what a peer has sent, arrays as tuples at every depth.
+
+    Raises:
+        DecodeError: It cannot be read, for whatever reason.
+    """
+    if not isinstance(data, bytes):
+        raise DecodeError(f"a message is bytes, not {type(data).__name__}")
     try:
-        return codec.decode(data, **_LIMITS)
-    except PayloadTooLarge as error:
-        raise DecodeError(str(error)) from error
+        return _tuples(codec.decode(data, **_LIMITS))
+    except DecodeError:
+        raise
+    except Exception as error:
+        # Whatever a peer makes Python raise is the fault of the message and ends nothing here.
+        raise DecodeError(f"message cannot be read: {type(error).__name__}: {error}") from error
 
 
 def decode_args(data: object) -> tuple[Any, ...]:
     """Return arguments from their bytes, arrays as tuples.
 
     Raises:
-        DecodeError: They are none.
+        DecodeError: They are none, or over a limit of the wire.
     """
-    found = _unpacked(data) if isinstance(data, bytes) else None
-    if not isinstance(found, list):
-        raise DecodeError(f"not the arguments of an event: {type(data).__name__}")
-    arguments: tuple[Any, ...] = _tuples(found)
+    found = _unpacked(data)
+    if not isinstance(found, tuple):
+        raise DecodeError(f"not the arguments of an event: {type(found).__name__}")
+    arguments: tuple[Any, ...] = found
     return arguments
 
 
-def decode_message(data: bytes) -> Message:
+def decode_message(data: object) -> Message:
     """Return a message of either era; arrays are tuples at every depth, other keys are ignored.
 
     Raises:
-        DecodeError: It is no map, or lacks a key, or holds another type there.
+        DecodeError: It is no map, or lacks a key, or holds another type there, or is over a limit
+            of the wire.
     """
     found = _unpacked(data)
     if not isinstance(found, dict):
-        raise DecodeError(f"message is no map but {type(found).__name__}")
+        raise DecodeError(f"message is no map but {_kind(found)}")
     fields: Mapping[Any, Any] = cast("Any", found)
     old = "event_name" in fields
     name: Any = fields.get("event_name" if old else "name")
     source: Any = fields.get("agent_id" if old else "source")
     args: Any = fields.get("args")
-    if isinstance(name, str) and isinstance(source, str) and isinstance(args, list):
-        return Message(name, source, _tuples(args))
-    key, value = next(
-        (key, value)
-        for key, value, kind in (("name", name, str), ("source", source, str), ("args", args, list))
-        if not isinstance(value, kind)
+    if isinstance(name, str) and isinstance(source, str) and isinstance(args, tuple):
+        arguments: tuple[Any, ...] = args
+        return Message(name, source, arguments)
+    wanted = (("name", name, str), ("source", source, str), ("args", args, tuple))
+    key, value = next((key, value) for key, value, kind in wanted if not isinstance(value, kind))
+    raise DecodeError(
+        f"message has no usable {key}: {'missing' if value is None else _kind(value)}"
     )
-    what = "missing" if value is None else type(value).__name__
-    raise DecodeError(f"message has no usable {key}: {what}")
+
+
+def _kind(value: object) -> str:
+    """Name what was on the wire, where an array is no tuple."""
+    return "list" if isinstance(value, tuple) else type(value).__name__
 
 
 class ArgsCoding:

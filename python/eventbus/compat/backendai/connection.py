@@ -16,9 +16,9 @@ from eventbus.compat.backendai.codec import ArgsCoding, Era
 from eventbus.compat.backendai.facade import BusRedis, RedisLike, WireRedis
 from eventbus.compat.backendai.liveness import WireLiveness
 from eventbus.compat.backendai.wire import ListTransport
+from eventbus.connect import connect
 from eventbus.dispatcher import BusTransport, Message, Target, Transport
 from eventbus.errors import BusClosedError, ConfigError, ConnectError
-from eventbus.factory import connect
 from eventbus.types import Gap
 
 __all__ = ["Address", "Connection", "Options", "address_of", "open_connection", "with_retries"]

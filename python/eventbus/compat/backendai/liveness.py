@@ -46,7 +46,8 @@ class WireLiveness:
         reply: Any = await self._redis.command("HGETALL", _RUNNING)
         alive: dict[str, bool] = {self.owner: True}
         lost: list[str] = []
-        flat = [one.decode() for one in reply or ()]
+        # Anybody may write there: what is no name of a task is not ours to bury.
+        flat = [one.decode("utf-8", "replace") for one in reply or ()]
         for task_id, owner in zip(flat[::2], flat[1::2], strict=True):
             if owner not in alive:
                 alive[owner] = await self._redis.command("EXISTS", _MANAGER + owner) == 1

@@ -22,6 +22,7 @@ from eventbus.compat.backendai import events as era_b
 from eventbus.compat.backendai.connection import Connection, with_retries
 from eventbus.compat.backendai.types import BackgroundTaskEventArgs
 from eventbus.errors import BusClosedError, EventBusError
+from eventbus.supervisor import Supervisor
 
 __all__ = [
     "MAX_BGTASK_ARCHIVE_PERIOD",
@@ -170,6 +171,7 @@ class BackgroundTaskManager:
 
     Attributes:
         ongoing_tasks: The tasks that run here.
+        tasks_replaced: How often the task that looks for lost ones ended for no reason.
     """
 
     def __init__(self, announcer: Announcer, *, lease: float = 30.0) -> None:
@@ -185,9 +187,18 @@ class BackgroundTaskManager:
         self._lease = lease
         self._liveness: Liveness = announcer.connection.liveness(lease)
         self._ends: dict[uuid.UUID, _End] = {}
-        self._sweeper: asyncio.Task[None] | None = asyncio.get_running_loop().create_task(
-            self._sweep(), name="eventbus-background-sweep"
-        )
+        self.tasks_replaced = 0
+        self._supervisor = Supervisor("background tasks", self._replaced)
+        self._sweeper: asyncio.Task[None] | None = None
+        self._supervisor.keep(self._begin)
+
+    def _begin(self) -> asyncio.Task[None]:
+        create = asyncio.get_running_loop().create_task
+        self._sweeper = create(self._sweep(), name="eventbus-background-sweep")
+        return self._sweeper
+
+    def _replaced(self) -> None:
+        self.tasks_replaced += 1
 
     async def start(
         self, func: BackgroundTask, name: str | None = None, *, sched: object = None
@@ -301,6 +312,7 @@ class BackgroundTaskManager:
             task.cancel()
         if self.ongoing_tasks:
             await asyncio.wait(list(self.ongoing_tasks))
+        self._supervisor.stop()
         if self._sweeper is not None:
             self._sweeper.cancel()
             await asyncio.wait([self._sweeper])

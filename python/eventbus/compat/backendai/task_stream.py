@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import uuid
 import weakref
 from collections import deque
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from eventbus.contrib.streams import StreamLimits
 
 __all__ = ["aiohttp_handler", "asgi_app", "open_stream", "sse_events"]
+
+log = logging.getLogger("eventbus.compat.backendai")
 
 _WATCHED = 100  # events buffered per stream; older ones may go, the last one never does
 
@@ -223,9 +226,16 @@ class _Stream:
                     self._last = []
                     break
                 name, args = told
+                try:
+                    event = _live(name, args)
+                except Exception as error:  # noqa: BLE001 - it concerns this announcement only
+                    log.warning("malformed announcement skipped event=%s reason=%s", name, error)
+                    # It may have been the last one: the hash knows.
+                    watcher.doubtful = True
+                    continue
                 if name.endswith("_updated"):
-                    return _live(name, args)
-                self._last = [_live(name, args), close_event()]
+                    return event
+                self._last = [event, close_event()]
             else:
                 watcher.wake.clear()
                 await watcher.wake.wait()

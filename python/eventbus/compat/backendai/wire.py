@@ -8,16 +8,18 @@ import random
 import time
 import uuid
 from collections import Counter, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from eventbus import redis_client
 from eventbus.compat.backendai import scripts
 from eventbus.compat.backendai.codec import NAME_KEYS, Era, decode_message, encode_message
 from eventbus.dispatcher import Incoming, Message, Target
-from eventbus.errors import BusClosedError, DecodeError, EventBusError, InvalidArgumentError
+from eventbus.errors import BusClosedError, EventBusError, InvalidArgumentError
 from eventbus.redis_client import RedisClient, RedisReply, RedisSubscription
+from eventbus.supervisor import Supervisor
 from eventbus.types import Gap
 
 __all__ = ["CHANNEL", "QUEUE", "ListTransport"]
@@ -87,7 +89,8 @@ class ListTransport:
         self._on_gap: Callable[[Gap], Any] | None = None
         self._names: frozenset[str] = frozenset()
         self._limit = 1
-        self._tasks: list[asyncio.Task[None]] = []
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._supervisor: Supervisor | None = None
         self._beat_now = asyncio.Event()
         self._beaten = asyncio.Event()
         self._taking = asyncio.Lock()
@@ -158,14 +161,14 @@ class ListTransport:
                 continue
             try:
                 message = decode_message(item[1])
-            except DecodeError as error:
+            except Exception as error:  # noqa: BLE001 - it concerns this message only
                 self._bad("broadcast", error)
                 continue
             # One that begins with another key than the name was not seen through.
             if message.name in self._wanted:
                 return message
 
-    def _bad(self, kind: str, error: DecodeError) -> None:
+    def _bad(self, kind: str, error: Exception) -> None:
         self._counts["malformed"] += 1
         self._warn(f"malformed {kind}", "malformed %s skipped reason=%s", kind, error)
 
@@ -185,19 +188,33 @@ class ListTransport:
         self._beat_now.set()
         self._make_room()
         if not self._tasks and names and not self._stopped:
-            create = asyncio.get_running_loop().create_task
-            self._popper = redis_client.open_redis(self._config)
-            self._tasks = [
-                create(self._serve_beats(), name="eventbus-backendai-beat"),
-                create(self._serve_pops(self._popper), name="eventbus-backendai-pop"),
-                create(self._serve_forwarded(), name="eventbus-backendai-forwarded"),
-            ]
+            popper = self._popper = redis_client.open_redis(self._config)
+            self._supervisor = Supervisor("the Backend.AI wire", self.replaced)
+            self._keep("beat", self._serve_beats)
+            self._keep("pop", lambda: self._serve_pops(popper))
+            self._keep("forwarded", self._serve_forwarded)
         found = [one for one in self._held if one.message.name in names]
         if found:
             self._held = [one for one in self._held if one.message.name not in names]
             self._in_hand += len(found)
             self._ready.extendleft(reversed(found))
             self._some.set()
+
+    def _keep(self, name: str, serve: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Run a task until the stop; one that ends for no good reason is logged and replaced."""
+        assert self._supervisor is not None
+        self._supervisor.keep(partial(self._begin, name, serve))
+
+    def _begin(
+        self, name: str, serve: Callable[[], Coroutine[Any, Any, None]]
+    ) -> asyncio.Task[None]:
+        create = asyncio.get_running_loop().create_task
+        task = self._tasks[name] = create(serve(), name=f"eventbus-backendai-{name}")
+        return task
+
+    def replaced(self) -> None:
+        """Count a task that had ended for no good reason, and was replaced."""
+        self._counts["replaced"] += 1
 
     async def bound(self) -> None:
         """Wait until the names are announced."""
@@ -219,17 +236,27 @@ class ListTransport:
                 await self._beat(names)
                 if names == self._names:
                     self._beaten.set()
+                await self._pass_on_held()
             except EventBusError as error:
                 self._warn("beat", "cannot renew the dispatcher's lease reason=%s", error)
-            if self._held and time.monotonic() >= self._hold_until:
-                held, self._held = self._held, []
-                for one in held:
-                    await self._pass_on(one)
             try:
                 async with asyncio.timeout(min(self._lease / 3, 2.0)):
                     await self._beat_now.wait()
             except TimeoutError:
                 continue
+
+    async def _pass_on_held(self) -> None:
+        """Hand over what was held for handlers that did not come; what fails stays held."""
+        if not self._held or time.monotonic() < self._hold_until:
+            return
+        held, self._held = self._held, []
+        for index, one in enumerate(held):
+            try:
+                await self._pass_on(one)
+            except Exception:
+                self._in_hand -= 1
+                self._held = held[index:] + self._held
+                raise
 
     async def _beat(self, names: frozenset[str]) -> None:
         text = "\n" + "\n".join(sorted(names)) + "\n"
@@ -341,7 +368,7 @@ class ListTransport:
         for data in found:
             try:
                 message = decode_message(data)
-            except DecodeError as error:
+            except Exception as error:  # noqa: BLE001 - it concerns this message only
                 self._bad("queued event", error)
                 keys = (self._inflight, _DEAD)
                 await self.redis.script(scripts.BURY, keys, (data, _MOST_DEAD))
@@ -446,12 +473,13 @@ class ListTransport:
         """Return counts, and the state of the list as of the last sign of life (B62).
 
         ``depth`` of the list, ``head_age`` in seconds since its head was first seen, ``in_flight``
-        events, ``malformed``, ``forwarded``, ``dropped`` by event name.
+        events, ``malformed``, ``forwarded``, ``replaced`` tasks, ``dropped`` by event name.
         """
         head, since = self._head
         return {
             "malformed": self._counts["malformed"],
             "forwarded": self._counts["forwarded"],
+            "replaced": self._counts["replaced"],
             "dropped": dict(self._unhandled),
             "depth": self._depth,
             "head_age": 0.0 if head is None else time.monotonic() - since,
@@ -465,14 +493,14 @@ class ListTransport:
         if self._stopped:
             return
         self._stopped = True
-        if self._tasks:
-            _, pop, _ = self._tasks
+        if self._supervisor is not None:
+            self._supervisor.stop()
             self._room.set()
             await self._unblock()
-            await asyncio.wait([pop], timeout=_BLOCK + 0.4)
-            for task in self._tasks:
+            await asyncio.wait([self._tasks["pop"]], timeout=_BLOCK + 0.4)
+            for task in self._tasks.values():
                 task.cancel()
-            await asyncio.wait(self._tasks)
+            await asyncio.wait(self._tasks.values())
         self._some.set()
 
     async def _unblock(self) -> None:

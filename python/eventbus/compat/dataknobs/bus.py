@@ -1,6 +1,6 @@
 """The names of ``dataknobs_common.events.bus``."""
 
-from eventbus.bus import EventBus
-from eventbus.factory import create_event_bus, create_event_bus_async
+from eventbus.compat.dataknobs.factory import create_event_bus, create_event_bus_async
+from eventbus.compat.dataknobs.protocol import EventBus
 
 __all__ = ["EventBus", "create_event_bus", "create_event_bus_async"]

@@ -1,8 +1,8 @@
 """The names of ``dataknobs_common.events.config``."""
 
-from eventbus.factory import EventBusConfig, MemoryEventBusConfig
-from eventbus.postgres import PostgresEventBusConfig
-from eventbus.redis import RedisEventBusConfig
+from eventbus.compat.dataknobs.configured import EventBusConfig, MemoryEventBusConfig
+from eventbus.compat.dataknobs.postgres import PostgresEventBusConfig
+from eventbus.compat.dataknobs.redis import RedisEventBusConfig
 
 __all__ = [
     "EventBusConfig",

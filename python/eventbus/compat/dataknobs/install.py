@@ -14,7 +14,15 @@ _THERE = "dataknobs_common.events"
 # What the original has there too.
 _SUBMODULES = ("bus", "config", "memory", "postgres", "redis", "registry", "types")
 # What it has not: nobody may find our files under its name.
-_HIDDEN = ("exceptions", "install")
+_HIDDEN = (
+    "broker",
+    "configured",
+    "environment",
+    "exceptions",
+    "factory",
+    "install",
+    "protocol",
+)
 
 
 class _Installation:

@@ -48,12 +48,12 @@ local function finish()
   return reply
 end
 
--- Sends frames in order; neighbours on one channel share a message.
-local frames, channel = {}, nil
+-- Sends frames in order; neighbours on one channel share a message, which a megabyte ends.
+local frames, channel, frame_bytes = {}, nil, 0
 local function flush()
   if channel then
     call('PUBLISH', channel, table.concat(frames))
-    frames, channel = {}, nil
+    frames, channel, frame_bytes = {}, nil, 0
   end
 end
 
@@ -68,11 +68,12 @@ local function broadcast(topic, message, frame)
     frame = frame[1]
   end
   if frame == true then
-    if channel ~= topic[1] or #frames >= 64 then
+    if channel ~= topic[1] or #frames >= 64 or frame_bytes >= 1048576 then
       flush()
       channel = topic[1]
     end
     frames[#frames + 1] = message
+    frame_bytes = frame_bytes + #message
   else
     flush()
     call('PUBLISH', topic[1], frame)

@@ -188,8 +188,8 @@ local function trim_dead(group)
   end
 end
 
--- What the server decides by itself is told to the next who asks, newest first kept.
-local NEWS = { crashed = true, undecodable = true, expired = true }
+-- What no handler decides is told to the next who asks, newest first kept.
+local NEWS = { crashed = true, undecodable = true, expired = true, unsigned = true }
 
 -- Moves a copy that is in no place to the dead letters.
 local function bury(group, copy, state, reason, error)

@@ -126,11 +126,11 @@ end $$;
 -- What is bound to what, for clients that route by themselves; one row per binding, and at least one.
 create function routes() returns table (
     version integer, id integer, name text, limited boolean, binding integer, pattern boolean,
-    text text, keeps boolean, bus text
+    text text, keeps boolean, bus text, parts boolean
 )
 language sql stable set search_path from current set jit = off as $$
     select r.version, g.id, g.name, g.max_length is not null, b.binding, b.pattern, b.text,
-        r.kept_max > 0, (select i.id::text from identity i)
+        r.kept_max > 0, (select i.id::text from identity i), r.parts
     from registry r
     left join groups g on not g.deleted
     left join bindings b on b.group_id = g.id and b.bound

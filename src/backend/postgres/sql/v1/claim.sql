@@ -276,8 +276,8 @@ begin
     end if;
 end $$;
 
--- Returns the body of a broadcast that did not fit into its notification.
-create function fetch_large(p_id uuid) returns bytea
-language sql stable set search_path from current as $$
-    select l.body from large l where l.id = p_id
+-- Returns broadcasts that their notifications only name.
+create function fetch_large(p_id uuid[]) returns table (id uuid, topic text, body bytea)
+language sql stable set search_path from current set enable_seqscan = off as $$
+    select l.id, l.topic, l.body from large l where l.id = any (p_id)
 $$;

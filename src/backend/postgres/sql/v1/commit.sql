@@ -20,7 +20,7 @@ create function commit(
     p_dedup_window bigint default null, p_published bigint default null,
     p_limited integer[] default '{}', p_wake integer[] default '{}', l_group integer[] default '{}',
     l_key text[] default '{}', n_notify text[] default '{}', n_id uuid[] default '{}',
-    n_body bytea[] default '{}', a_group integer[] default '{}', a_binding integer[] default '{}',
+    n_topic text[] default '{}', n_body bytea[] default '{}', a_group integer[] default '{}', a_binding integer[] default '{}',
     a_id uuid[] default '{}', a_token bigint[] default '{}', c_group integer[] default '{}',
     c_binding integer[] default '{}', c_id uuid[] default '{}', c_topic text[] default '{}',
     c_body bytea[] default '{}', c_key text[] default '{}', c_priority smallint[] default '{}',
@@ -73,6 +73,9 @@ begin
     then
         -- Nobody listens to broadcasts.
         n_notify := array(select u.text from unnest(n_notify) as u (text) where u.text not like 'b%');
+        if cardinality(n_notify) = 0 then
+            n_id := '{}';
+        end if;
     end if;
     -- The clock is read here without the function: this is the way of every message.
     v_now := (extract(epoch from clock_timestamp()) * 1000000)::bigint;
@@ -199,8 +202,8 @@ begin
         end if;
     end if;
     if cardinality(n_id) > 0 then
-        insert into large (id, stored_at, body)
-        select u.id, v_now, u.body from unnest(n_id, n_body) as u (id, body);
+        insert into large (id, stored_at, topic, body)
+        select u.id, v_now, u.topic, u.body from unnest(n_id, n_topic, n_body) as u (id, topic, body);
     end if;
     if cardinality(k_event) > 0 then
         perform keep(k_event, k_topic, k_body);
@@ -243,8 +246,8 @@ begin
                         else
                             v_tx_published := v_tx_published + 1;
                             if o.large is not null then
-                                insert into large (id, stored_at, body)
-                                values (o.large, v_now, o.body);
+                                insert into large (id, stored_at, topic, body)
+                                values (o.large, v_now, o.name, o.body);
                             end if;
                             if o.event is not null then
                                 perform keep(array[o.event], array[o.name], array[o.body]);

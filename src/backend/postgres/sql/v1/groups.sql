@@ -225,7 +225,7 @@ begin
         order by d.place, d.no;
 end $$;
 
--- Takes dead letters that were decided here (crashed, expired, undecodable) and that nobody has been
+-- Takes dead letters that were decided here (crashed, expired, undecodable, unsigned) and that nobody has been
 -- told of: each is given to one caller.
 create function dead_news(p_name text) returns table (
     binding integer, id uuid, topic text, body bytea, reason smallint, error text,

@@ -184,7 +184,10 @@ begin
         coalesce(metadata, '{}')), 'UTF8');
     if delay is null then
         v_notify := encode(int2send(octet_length(topic)::smallint) || convert_to(topic, 'UTF8'), 'hex');
-        if octet_length(v_body) <= 5000 then
+        if (select r.parts from registry r) then
+            v_large := gen_random_uuid();
+            v_notify := '02' || encode(uuid_send(v_large), 'hex');
+        elsif octet_length(v_body) <= 5000 then
             v_notify := '00' || v_notify || encode(int4send(octet_length(v_body)) || v_body, 'hex');
         else
             v_large := gen_random_uuid();

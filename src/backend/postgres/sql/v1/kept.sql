@@ -56,6 +56,16 @@ begin
     end if;
 end $$;
 
+-- Says whether notifications only name broadcasts from now on.
+create function set_bodies(p_parts boolean) returns void
+language plpgsql set search_path from current as $$
+begin
+    update registry r set parts = p_parts where r.parts <> p_parts;
+    if found then
+        perform bump_registry();
+    end if;
+end $$;
+
 -- Keeps broadcasts, in order.
 create function keep(p_event uuid[], p_topic text[], p_body bytea[]) returns void
 language plpgsql set search_path from current as $$

@@ -192,7 +192,7 @@ begin
                 (select min(d.place) from dead_letters d where d.group_id = n.group_id and d.id = n.id),
                 min(n.no) over (partition by n.group_id, n.id)),
             now_us(), n.ttl, n.id, n.group_id, n.binding, n.attempts, n.crashes, n.priority,
-            p_reason, b.pattern, b.text, n.topic, n.key, n.unique_key, p_reason in (2, 3, 5),
+            p_reason, b.pattern, b.text, n.topic, n.key, n.unique_key, p_reason in (2, 3, 5, 6),
             coalesce(p_error, n.error, ''), n.body
         from numbered n join bindings b on b.group_id = n.group_id and b.binding = n.binding
     )

@@ -7,7 +7,9 @@ create table registry (
     version integer not null,
     -- For how long (null = for ever) and how many broadcasts are kept for replay.
     kept_age bigint,
-    kept_max bigint not null default 0
+    kept_max bigint not null default 0,
+    -- Whether notifications only name broadcasts: topics and bodies stand in `large`.
+    parts boolean not null default false
 );
 -- A schema that is made again does not begin at a version that clients of the former may still name.
 insert into registry (version) values (1 + floor(random() * 1000000000)::integer);
@@ -176,10 +178,11 @@ create table producers (
     results bigint[]
 ) with (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_cost_delay = 0);
 
--- Broadcasts that do not fit into a notification.
+-- Broadcasts that do not fit into a notification, or must not stand there.
 create table large (
     id uuid primary key,
     stored_at bigint not null,
+    topic text collate "C",
     body bytea not null
 );
 alter table large alter column body set storage external;

@@ -7,11 +7,11 @@ from typing import Any, TypeVar
 
 from eventbus.backends import Plan, finished
 from eventbus.bus import INTAKE, Bus
-from eventbus.bus_config import Configured, EventBusConfig, warn_of_unknown
+from eventbus.compat.dataknobs.configured import Configured, EventBusConfig, warn_of_unknown
 from eventbus.errors import BusClosedError, ConfigError, NotConnectedError
 from eventbus.options import Found, Kind
 
-__all__ = ["UNSET", "BrokerEventBus", "given", "made", "settle"]
+__all__ = ["UNSET", "BrokerEventBus", "apply_defaults", "given", "made"]
 
 UNSET: Any = object()
 """Stands for an argument that was not given."""
@@ -30,7 +30,7 @@ def given(**arguments: Any) -> dict[str, Any]:
     return {key: value for key, value in arguments.items() if value is not UNSET}
 
 
-def settle(kind: Kind, found: Found, extra: Iterable[str]) -> None:
+def apply_defaults(kind: Kind, found: Found, extra: Iterable[str]) -> None:
     """Add the defaults of this contract; unknown keys warn, but one for TLS is a problem."""
     valid = list(dict.fromkeys([*extra, *kind.keys]))
     dangerous = [key for key in found.unknown if str(key).lower().startswith(("tls", "ssl"))]
