@@ -17,6 +17,10 @@ pub use router::Router;
 /// Longest name or pattern in bytes.
 pub const LONGEST: usize = 255;
 
+/// Steps that a lookup among bindings which others have declared may take; patterns that would
+/// make it longer match nothing.
+pub const MOST_WORK: u64 = 1 << 20;
+
 /// Names an entry of a [`Router`]; increasing in order of insertion.
 pub type RouteId = u64;
 
@@ -47,6 +51,12 @@ impl Binding {
     #[must_use]
     pub fn stored(is_pattern: bool, text: &str) -> Option<Self> {
         if is_pattern { Self::pattern(text).ok() } else { Some(Self::Topic(text.into())) }
+    }
+
+    /// Whether it is a pattern.
+    #[must_use]
+    pub fn is_pattern(&self) -> bool {
+        matches!(self, Self::Pattern(_))
     }
 
     /// Whether a topic belongs to it.

@@ -119,13 +119,17 @@ def redis_rows() -> Iterator[Row]:
         ),
     )
     yield Row(
-        "redis://h?prefix=a&channel_prefix=b:c&wire=dataknobs&max_dead=5&max_tombstones=0",
-        {"dead_retention": 9},
+        "redis://h?prefix=a&channel_prefix=b:c&wire=dataknobs&max_dead=5&max_tombstones=0"
+        "&hear=dataknobs&scripts=eval",
+        {"dead_retention": 9, "max_message_bytes": 10},
         redis(
             h,
             prefix="a",
             channel_prefix="b:c",
             wire="dataknobs",
+            hear=["dataknobs"],
+            scripts="eval",
+            max_message_bytes=10,
             max_dead=5,
             max_tombstones=0,
             dead_retention=9.0,
@@ -243,7 +247,7 @@ def postgres_rows() -> Iterator[Row]:
     )
     yield Row(
         "postgresql://?schema=bus_1&migrate=false&pool_size=9&channel_prefix=e_1&wire=native",
-        {"op_timeout": 2, "large_payloads": "table"},
+        {"op_timeout": 2, "large_payloads": "table", "hear": ()},
         postgres(
             net={"op_timeout": 2.0},
             schema="bus_1",
@@ -251,6 +255,7 @@ def postgres_rows() -> Iterator[Row]:
             pool_size=9,
             channel_prefix="e_1",
             wire="native",
+            hear=[],
             large_payloads="table",
         ),
     )
@@ -293,6 +298,7 @@ def test_the_rows_use_every_field_of_the_core_and_no_other() -> None:
             "max_tombstones",
             "retention",
             "retention_max",
+            "max_message_bytes",
         }
         missing = fields_in_the_core(struct) - keys
         assert missing <= (of_every_backend if struct == "PostgresConfig" else set()), struct
@@ -462,6 +468,10 @@ def bad_options() -> Iterator[Bad]:
         ("heartbeat", True, "seconds"),
         ("sweep", timedelta(0), "more than 0 seconds"),
         ("wire", "json", "native", "dataknobs"),
+        ("hear", "json", "must name only dataknobs"),
+        ("hear", ("dataknobs", "native"), "must name only dataknobs"),
+        ("hear", 5, "must name only dataknobs"),
+        ("hear", [["dataknobs"]], "must name only dataknobs"),
         ("username", "", "not empty"),
         ("username", "a\0b", "NUL"),
         ("tls_ca", 5, "path"),
@@ -479,6 +489,7 @@ def bad_options() -> Iterator[Bad]:
             yield Bad(url, {key: value}, (key, *says))
     yield Bad(r, {"db": -1}, ("db=-1", "from 0"))
     yield Bad(r, {"prefix": "a{b"}, ("prefix='a{b'", "slot"))
+    yield Bad(r, {"scripts": "lua"}, ("scripts='lua'", "auto, functions, eval"))
     yield Bad(r, {"prefix": ""}, ("prefix=''", "empty"))
     yield Bad(r, {"channel_prefix": "\ud800"}, ("channel_prefix", "UTF-8"))
     yield Bad(r, {"sentinel_username": "x"}, ("sentinel_username", "redis+sentinel"))

@@ -1024,6 +1024,7 @@ class Bus(CoreBus):
             "server": server["server"],
             "reconnects": server["reconnects"],
             "last_error": server["last_error"],
+            "malformed": server["malformed"],
         }
 
     def _receiver_health(self) -> tuple[list[str], list[str]]:

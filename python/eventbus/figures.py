@@ -74,6 +74,8 @@ class Health(TypedDict):
         server: What the server calls itself, with its version; empty in this process.
         reconnects: How often a connection was lost and made anew.
         last_error: The last trouble with a connection; empty when there was none.
+        malformed: Frames of the server that could not be read, and connections that were given up
+            because the server sent more than was asked for.
     """
 
     ok: bool
@@ -85,3 +87,4 @@ class Health(TypedDict):
     server: str
     reconnects: int
     last_error: str
+    malformed: int

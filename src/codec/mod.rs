@@ -4,11 +4,13 @@
 //! - [`read`], [`mod@write`]: msgpack tokens
 //! - [`envelope`]: the native frame
 //! - [`json`]: the DataKnobs frame
+//! - [`collisions`]: members of sets and maps whose hashes a sender has chosen
 //! - [`time`]: wall-clock times ⇄ ISO 8601 text; `wtf8`, `bigint`: text and integers beyond Rust's
 //!
 //! The first byte tells the two apart: `{` or JSON white space is JSON, no native frame begins so.
 
 mod bigint;
+pub mod collisions;
 pub mod envelope;
 pub mod json;
 pub mod read;

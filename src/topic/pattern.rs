@@ -5,6 +5,8 @@ mod regex;
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
+use super::LONGEST;
+
 /// A compiled `fnmatch` pattern: the answer of Python's `fnmatch.fnmatchcase` for every text.
 ///
 /// `*` and `?` cross `:` and newlines, `[seq]` and `[!seq]` are sets with ranges, `[^x]` is a set
@@ -132,6 +134,16 @@ impl Pattern {
         true
     }
 
+    /// Returns how many steps a match against a topic of the greatest length takes at most, about.
+    pub(super) fn work(&self) -> u64 {
+        let this = &*self.inner;
+        let ends = this.head.work() + this.tail.as_ref().map_or(0, Segment::work);
+        // Between two `*` every place is tried.
+        let places = |segment: &Segment| LONGEST.saturating_sub(segment.chars) as u64 + 1;
+        let middle = this.middle.iter().map(|segment| segment.work() * places(segment));
+        1 + ends + middle.sum::<u64>()
+    }
+
     /// Returns the one topic it matches, when it matches exactly one.
     pub(super) fn as_exact(&self) -> Option<&str> {
         let this = &*self.inner;
@@ -197,6 +209,15 @@ impl Segment {
         }
     }
 
+    /// Returns how many steps a match at one place takes.
+    fn work(&self) -> u64 {
+        let steps = |part: &Part| match part {
+            Part::Text(_) | Part::AnyChar => 1,
+            Part::Set(set) => 1 + set.ranges.len() as u64,
+        };
+        self.parts.iter().map(steps).sum()
+    }
+
     /// Matches at the beginning of `text`; returns what follows.
     fn strip<'t>(&self, mut text: &'t str) -> Option<&'t str> {
         for part in &self.parts {
@@ -249,6 +270,12 @@ fn split_last_chars(text: &str, count: usize) -> Option<(&str, &str)> {
     }
 }
 
+#[cfg(test)]
+thread_local! {
+    /// Characters that were looked at, or moved, more than once.
+    static LOOKED: std::cell::Cell<usize> = const { std::cell::Cell::new(0) };
+}
+
 /// Returns the index of the `]` that closes a set whose content begins at `start`.
 fn set_end(chars: &[char], start: usize) -> Option<usize> {
     let mut at = start;
@@ -258,7 +285,10 @@ fn set_end(chars: &[char], start: usize) -> Option<usize> {
     if chars.get(at) == Some(&']') {
         at += 1;
     }
-    chars.get(at..)?.iter().position(|&c| c == ']').map(|offset| at + offset)
+    let found = chars.get(at..)?.iter().position(|&c| c == ']').map(|offset| at + offset);
+    #[cfg(test)]
+    LOOKED.set(LOOKED.get() + found.unwrap_or(chars.len()) - at);
+    found
 }
 
 enum SetKind {
@@ -319,6 +349,8 @@ fn range_items(content: &[char]) -> Vec<SetChar> {
             (Some((low, rest)), Some(high)) if low > high => {
                 right.pop();
                 right.extend(rest.iter().rev());
+                #[cfg(test)]
+                LOOKED.set(LOOKED.get() + rest.len());
             }
             _ => {
                 let next = left.into_iter().rev().collect();
@@ -368,6 +400,23 @@ mod tests {
         let pattern = Pattern::new(&"*a".repeat(60));
         assert!(!pattern.matches(&format!("{}b", "a".repeat(5_000))));
         assert!(pattern.matches(&"a".repeat(5_000)));
+    }
+
+    #[test]
+    fn brackets_without_an_end_are_looked_at_once() {
+        for (start, unit) in
+            [("", "["), ("[]", "["), ("]", "["), ("", "[!"), ("[", "z-y-"), ("", "[]a")]
+        {
+            let steps = |count: usize| {
+                LOOKED.set(0);
+                let end = if start == "[" { "]" } else { "" };
+                let pattern = Pattern::new(&format!("{start}{}{end}", unit.repeat(count)));
+                assert!(!pattern.matches("?"), "{unit}");
+                LOOKED.get()
+            };
+            let (one, two) = (steps(10_000), steps(20_000));
+            assert!(two <= 2 * one + 100 && two <= 200_000, "{start}{unit}: {one} {two}");
+        }
     }
 
     #[test]

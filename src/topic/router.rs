@@ -26,6 +26,7 @@ pub struct Router<T> {
     places: AHashMap<RouteId, Place>,
     exact: AHashMap<Arc<str>, Vec<(RouteId, T)>>,
     patterns: Patterns<T>,
+    work: u64,
 }
 
 /// Where an entry is kept.
@@ -79,6 +80,7 @@ impl<T> Default for Router<T> {
             next: 0,
             places: AHashMap::new(),
             exact: AHashMap::new(),
+            work: 0,
             patterns: Patterns {
                 hasher: RandomState::new(),
                 anchored: AHashMap::new(),
@@ -105,7 +107,14 @@ impl<T> Router<T> {
                 self.exact.entry(topic.clone()).or_default().push((id, entry));
                 Place::Exact(topic)
             }
-            (None, Binding::Pattern(pattern)) => self.patterns.insert(Filed { id, pattern, entry }),
+            (None, Binding::Pattern(pattern)) => {
+                let work = pattern.work();
+                let place = self.patterns.insert(Filed { id, pattern, entry });
+                if self.patterns.is_crowded(&place) {
+                    self.work = self.work.saturating_add(work);
+                }
+                place
+            }
             // Never taken: a topic is always exact.
             (None, Binding::Topic(_)) => return id,
         };
@@ -135,6 +144,13 @@ impl<T> Router<T> {
     #[must_use]
     pub fn len(&self) -> usize {
         self.places.len()
+    }
+
+    /// Returns how many steps a lookup takes at most, about, because of patterns that the index
+    /// cannot tell apart; what was removed still counts.
+    #[must_use]
+    pub fn work(&self) -> u64 {
+        self.work
     }
 
     /// Whether there are no entries.
@@ -193,6 +209,17 @@ impl<T> Patterns<T> {
             self.starts.add(anchor.start, anchor.shape.inner == 1);
         }
         Place::Anchored(anchor)
+    }
+
+    /// Whether a lookup runs patterns there that have little to do with its topic.
+    fn is_crowded(&self, place: &Place) -> bool {
+        match place {
+            Place::Everywhere => true,
+            Place::Anchored(anchor) => {
+                self.anchored.get(&anchor.key).is_some_and(|bucket| bucket.len() > CROWDED)
+            }
+            Place::Exact(_) | Place::Nowhere => false,
+        }
     }
 
     fn remove_anchored(&mut self, id: RouteId, anchor: Anchor) -> Option<T> {
@@ -348,6 +375,22 @@ mod tests {
         assert!(patterns.anchored.is_empty() && patterns.shapes.is_empty());
         assert!(patterns.everywhere.is_empty() && patterns.nowhere.is_empty());
         assert!(patterns.starts.is_clear());
+    }
+
+    #[test]
+    fn the_work_of_patterns_that_the_index_cannot_tell_apart_adds_up() {
+        let work = |texts: &mut dyn Iterator<Item = String>| {
+            let mut router = Router::default();
+            texts.for_each(|text| {
+                router.insert(Binding::Pattern(Pattern::new(&text)), ());
+            });
+            router.work()
+        };
+        assert_eq!(work(&mut (0..10_000).map(|n| format!("t{n}:*order*:s"))), 0);
+        assert!(work(&mut (0..10_000).map(|_| "*".to_owned())) <= 30_000);
+        assert!(work(&mut (0..10_000).map(|_| "orders:*".to_owned())) <= 30_000);
+        let slow = format!("*{}*", "?".repeat(127));
+        assert!(work(&mut (0..100).map(|_| slow.clone())) > 1_000_000);
     }
 
     #[test]

@@ -40,6 +40,7 @@ def recipe(role: str) -> str:
 def guarded() -> Iterator[RedisServer]:
     users = [recipe(role) for role in RECIPES]
     with RedisServer(appendonly=True, users=users) as server:
+        server.load_functions()
         yield server
 
 

@@ -123,10 +123,10 @@ class Side:
         await self._connected(bus)
         return bus
 
-    async def native(self) -> eventbus.Bus:
+    async def native(self, **more: Any) -> eventbus.Bus:
         """Return a bus of ours in the native wire."""
         server = shared_redis() if self.name == "redis" else shared_postgres()
-        options: Any = {**self._own(), "channel_prefix": self.prefix}
+        options: Any = {**self._own(), "channel_prefix": self.prefix, **more}
         bus: eventbus.Bus = await self._connected(eventbus.connect(server.url(), **options))
         return bus
 
@@ -312,7 +312,8 @@ async def test_d38_order_holds_and_nothing_is_lost_in_a_stream(
 async def test_d37_buses_of_every_wire_hear_each_event_once(
     side: Side, eventually: Eventually
 ) -> None:
-    ours, native, original = await side.ours(), await side.native(), await side.theirs()
+    ours, original = await side.ours(), await side.theirs()
+    native = await side.native(hear=("dataknobs",))
     lists = [
         heard
         for bus in (ours, native)
@@ -328,6 +329,25 @@ async def test_d37_buses_of_every_wire_hear_each_event_once(
         assert sorted(event.payload["from"] for event in heard) == ["native", "ours"]
     # The native wire is not for originals.
     assert payloads(at_original) == [{"from": "ours"}]
+
+
+async def test_d37_a_native_bus_hears_the_other_wire_only_when_asked_under_its_own_prefix(
+    side: Side, eventually: Eventually
+) -> None:
+    ours, native = await side.ours(), await side.native()
+    asked = await side.native(hear=("dataknobs",))
+    elsewhere = await side.native(hear=("dataknobs",), channel_prefix=f"{side.prefix}other")
+    lists = [
+        heard
+        for bus in (native, elsewhere, asked)
+        for heard in (await hears(bus, "a:b"), await hears(bus, "a:*", pattern="a:*"))
+    ]
+    await ours.publish("a:b", Event(EventType.CREATED, "a:b", {"from": "ours"}))
+    await native.publish("a:b", {"from": "native"})
+    await eventually(lambda: all(heard for heard in lists) and len(lists[-1]) == 2)
+    await asyncio.sleep(0.3)
+    found = [sorted(event.payload["from"] for event in heard) for heard in lists]
+    assert found == [["native"]] * 4 + [["native", "ours"]] * 2
 
 
 async def test_d37_groups_work_in_both_wires_and_never_get_what_originals_publish(
@@ -524,7 +544,7 @@ async def test_a_cancelled_subscription_leaves_its_neighbours_their_channel(
 async def test_d55_large_payloads_come_through(
     side: Side, eventually: Eventually, size: int
 ) -> None:
-    ours, other, native = await side.ours(), await side.ours(), await side.native()
+    ours, other, native = await side.ours(), await side.ours(), await side.native(hear="dataknobs")
     lists = [
         await hears(ours, "t"),
         await hears(ours, "t", pattern="t*"),

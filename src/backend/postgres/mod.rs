@@ -387,8 +387,9 @@ impl Backend for PostgresBackend {
         warnings.extend(Some(link.unusable()).filter(|said| !said.is_empty()));
         if live.registry.get().unreadable > 0 {
             warnings.push(
-                "a group has a binding that cannot be read: a newer version declared it, or \
-                 somebody wrote into the tables of the bus; it matches nothing here"
+                "a group has a binding that is not used here: a newer version declared it, \
+                 somebody wrote into the tables of the bus, or the patterns of all groups would make \
+                 every publish slow"
                     .into(),
             );
         }

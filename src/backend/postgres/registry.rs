@@ -12,7 +12,7 @@ use tokio_postgres::Row;
 use super::calls::{ROUTES, column};
 use super::pool::Pool;
 use crate::error::Result;
-use crate::topic::{Binding, Router};
+use crate::topic::{Binding, MOST_WORK, Router};
 
 /// Where a copy goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -68,7 +68,10 @@ impl Registry {
             }
             let Some(binding) = column::<Option<i32>>(row, 4)? else { continue };
             let (limited, text): (bool, &str) = (column(row, 3)?, column(row, 6)?);
-            let Some(bound) = Binding::stored(column(row, 5)?, text) else {
+            let bound = Binding::stored(column(row, 5)?, text);
+            let Some(bound) =
+                bound.filter(|one| !one.is_pattern() || self.routes.work() <= MOST_WORK)
+            else {
                 self.unreadable += 1;
                 continue;
             };

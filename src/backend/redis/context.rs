@@ -123,8 +123,9 @@ impl Context {
         })?;
         if registry.unreadable > 0 {
             self.link.status.warn(
-                "a group has a binding that cannot be read: a newer version declared it, or \
-                 somebody wrote into the keys of the bus; it matches nothing here",
+                "a group has a binding that is not used here: a newer version declared it, \
+                 somebody wrote into the keys of the bus, or the patterns of all groups would make \
+                 every publish slow",
             );
         }
         registry.server = server;

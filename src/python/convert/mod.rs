@@ -1,6 +1,5 @@
 //! Python objects ⇄ the msgpack values of `crate::codec::value`.
 
-mod collisions;
 mod fast;
 mod reader;
 pub(crate) mod time;

@@ -9,9 +9,9 @@ use pyo3::types::{
     PyTuple, PyType,
 };
 
-use super::collisions::{Budget, Frozen, Kind, LONG, MOST_EQUAL, Member, Table};
 use super::{fast, time};
 use crate::codec::Limits;
+use crate::codec::collisions::{Budget, Frozen, Kind, LONG, MOST_EQUAL, Member, Table};
 use crate::codec::value::ext;
 use crate::error::{Error, Result};
 use crate::event::WallTime;

@@ -150,7 +150,9 @@ async def test_a_receiving_task_that_ends_is_told_counted_and_replaced(
     task.cancel()
     await eventually(lambda: d.figures()["replaced"] == 1)
     told = [r for r in caplog.records if r.name == "eventbus.supervisor"]
-    assert len(told) == 1 and name in told[0].getMessage() and told[0].levelno == logging.ERROR
+    assert len(told) == 1
+    assert name in told[0].getMessage()
+    assert told[0].levelno == logging.ERROR
     await d.produce_event("e", (1,))
     await consumed.count(2)
     await seen.count(2)

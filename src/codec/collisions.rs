@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 
 /// Most members of one hash in a set or map; collections of no more are not looked at, unless it
 /// takes long to compare their members.
-pub(super) const MOST_EQUAL: usize = 64;
+pub const MOST_EQUAL: usize = 64;
 
 /// Most places to look at for one member of a map, on average; a set looks at ten neighbours at a
 /// time.
@@ -19,14 +19,16 @@ const MOST_STEPS: usize = 64;
 const FREE_STEPS: usize = 1 << 12;
 
 /// A member from here on is long to compare.
-pub(super) const LONG: usize = 512;
+pub const LONG: usize = 512;
 
 /// What comparing members of one hash may cost in one message, in bytes that are compared.
 #[derive(Debug)]
-pub(super) struct Budget(u64);
+pub struct Budget(u64);
 
 impl Budget {
-    pub(super) fn new(message: usize) -> Self {
+    /// Makes one for a message of so many bytes.
+    #[must_use]
+    pub fn new(message: usize) -> Self {
         Self((message as u64).saturating_mul(64).saturating_add(1 << 16))
     }
 
@@ -49,7 +51,7 @@ impl Budget {
 
 /// The frozensets in a value.
 #[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Frozen {
+pub struct Frozen {
     /// How deep they are nested.
     depth: u32,
     /// How many members of one hash the largest may have.
@@ -58,12 +60,14 @@ pub(super) struct Frozen {
 
 impl Frozen {
     /// Returns what holds for both together.
-    pub(super) fn max(self, other: Self) -> Self {
+    #[must_use]
+    pub fn max(self, other: Self) -> Self {
         Self { depth: self.depth.max(other.depth), width: self.width.max(other.width) }
     }
 
     /// Returns what holds for a frozenset of `len` members that hold these.
-    pub(super) fn around(self, len: usize) -> Self {
+    #[must_use]
+    pub fn around(self, len: usize) -> Self {
         let width = u32::try_from(len.min(MOST_EQUAL)).unwrap_or_default();
         Self { depth: self.depth + 1, width: self.width.max(width) }
     }
@@ -71,19 +75,21 @@ impl Frozen {
 
 /// What is known of a member before it is inserted.
 #[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Member {
+pub struct Member {
     /// How many bytes of the message it took.
-    pub(super) bytes: u32,
+    pub bytes: u32,
     /// The frozensets in it.
-    pub(super) frozen: Frozen,
+    pub frozen: Frozen,
     /// The message holds long integers and decimals.
-    pub(super) is_mixed: bool,
+    pub is_mixed: bool,
 }
 
 /// What a table belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kind {
+pub enum Kind {
+    /// A set or frozenset.
     Set,
+    /// A dict.
     Map,
 }
 
@@ -97,7 +103,7 @@ struct Entry {
 
 /// The places that members of a set or map take.
 #[derive(Debug)]
-pub(super) struct Table {
+pub struct Table {
     kind: Kind,
     /// Number of the member that is there, from 1; 0 = free.
     places: Vec<u32>,
@@ -108,12 +114,14 @@ pub(super) struct Table {
 }
 
 impl Table {
-    pub(super) fn new(kind: Kind) -> Self {
+    /// Begins empty.
+    #[must_use]
+    pub fn new(kind: Kind) -> Self {
         Self { kind, places: vec![0; 8], members: Vec::new(), texts: 0, steps: 0 }
     }
 
     /// Sets how many members are text.
-    pub(super) fn set_texts(&mut self, texts: usize) {
+    pub fn set_texts(&mut self, texts: usize) {
         self.texts = texts;
     }
 
@@ -121,7 +129,7 @@ impl Table {
     ///
     /// # Errors
     /// `Decode` when it would take too long.
-    pub(super) fn add(&mut self, hash: u64, member: Member, budget: &mut Budget) -> Result<()> {
+    pub fn add(&mut self, hash: u64, member: Member, budget: &mut Budget) -> Result<()> {
         self.make_room();
         let mut rank = 0;
         let place = {
