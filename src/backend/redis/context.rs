@@ -27,6 +27,9 @@ use crate::error::{Error, Result};
 /// How long who has noticed lost data waits for the other processes.
 const LONGEST_CALL: Duration = Duration::from_secs(1);
 
+/// What an operator is told when groups were lost.
+const LOST: &str = "the server lost its data: groups were declared anew, what waited is gone";
+
 /// What a process answers to who called.
 pub(super) const DECLARED: &str = "declared";
 
@@ -154,11 +157,13 @@ impl Context {
                 let _ = self.link.send(&command, deadline).await;
             }
         }
+        // Another process may have declared them already: what waited is gone all the same.
+        if is_lost && !specs.is_empty() {
+            self.link.status.warn(LOST);
+        }
         // After a move only the last changes may be missing, which the new server never had.
         for spec in specs.iter().filter(|spec| !found.has(spec)) {
-            self.link
-                .status
-                .warn("the server lost its data: groups were declared anew, what waited is gone");
+            self.link.status.warn(LOST);
             self.link.send(&declare(self.link.calling(), &self.prefix, spec), deadline).await?;
         }
         Ok(true)
