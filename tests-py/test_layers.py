@@ -77,6 +77,7 @@ BUS_LAYER = {
     "outcomes",
     "payloads",
     "redis_client",
+    "signing",
     "redis_setup",
     "stream",
     "subscription",
@@ -190,7 +191,7 @@ def test_every_python_file_says_its_job_in_its_first_line() -> None:
 # Rust
 
 RUST_FILES = sorted(RUST.rglob("*.rs"))
-PURE = {"topic", "event", "codec", "retry", "config", "error"}
+PURE = {"topic", "event", "codec", "retry", "config", "signing", "error"}
 _USE_CRATE = re.compile(r"\bcrate::(?:(\w+)|\{([^;]*)\})", re.DOTALL)
 _IMPURE = {
     r"\btokio\b": "no tokio",

@@ -256,7 +256,9 @@ async def test_tasks_of_a_dead_manager_are_marked_failed_by_another(
     task_id = await dead.start(work)
     watching = asyncio.create_task(states(other, task_id))
     await asyncio.sleep(0.05)
-    for helper in dead._helpers:
+    assert dead._supervisor is not None
+    dead._supervisor.stop()
+    for helper in dead._helpers.values():
         helper.cancel()
     began = time.monotonic()
     seen = await watching

@@ -44,6 +44,7 @@ PAYLOADS = {
     "lists": "[[uuid.uuid4() for _ in range(50)] for _ in range(20)]",
     "tuples": "[tuple(uuid.uuid4() for _ in range(50)) for _ in range(20)]",
     "sets": "[{uuid.uuid4() for _ in range(50)} for _ in range(20)]",
+    "frozensets": "[frozenset(uuid.uuid4() for _ in range(50)) for _ in range(20)]",
     "keys": "[{uuid.uuid4(): [uuid.uuid4()] for _ in range(50)} for _ in range(20)]",
 }
 

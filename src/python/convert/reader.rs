@@ -370,12 +370,17 @@ impl<'py, 'a> Decoder<'py, 'a> {
         if self.at != end {
             return Err(self.malformed("an extension of another length, ending").into());
         }
-        let unhashable = |_| self.malformed("a set with an unhashable item, ending");
-        Ok(match code {
-            ext::TUPLE => PyTuple::new(self.py, items)?.into_any(),
-            ext::SET => PySet::new(self.py, items).map_err(unhashable)?.into_any(),
-            _ => PyFrozenSet::new(self.py, items).map_err(unhashable)?.into_any(),
-        })
+        if code == ext::TUPLE {
+            return Ok(PyTuple::new(self.py, items)?.into_any());
+        }
+        let set = PySet::new(self.py, items)
+            .map_err(|_| self.malformed("a set with an unhashable item, ending"))?;
+        if code == ext::SET {
+            return Ok(set.into_any());
+        }
+        // Not filled item by item: the hash of an item can run Python code, and a frozenset that
+        // somebody else holds meanwhile, by way of the collector, takes no further items.
+        self.py.get_type::<PyFrozenSet>().call1((set,))
     }
 
     /// Decodes the members of a set, and refuses those that would collide.
