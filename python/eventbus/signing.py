@@ -6,9 +6,9 @@ import asyncio
 import base64
 import logging
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from eventbus.errors import ConfigError
 
@@ -74,15 +74,20 @@ def check(values: Mapping[str, Any], problems: list[str]) -> None:
 
 
 def _secrets(value: Any) -> list[bytes]:
-    given = list(value) if isinstance(value, list | tuple) else [value]
-    secrets = [one.encode() if _is_text(one) else one for one in given]
-    if not secrets or not all(isinstance(one, bytes) and len(one) >= _LEAST for one in secrets):
+    given = cast("Iterable[Any]", value) if isinstance(value, list | tuple) else [value]
+    secrets = [_bytes(one) for one in given]
+    if not secrets or min(map(len, secrets)) < _LEAST:
         raise ValueError(_RULE)
     return secrets
 
 
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str) and not any("\ud800" <= one <= "\udfff" for one in value)
+def _bytes(value: Any) -> bytes:
+    """Return a secret as bytes; empty for what is none."""
+    if isinstance(value, bytes):
+        return value
+    with suppress(UnicodeEncodeError):
+        return value.encode() if isinstance(value, str) else b""
+    return b""
 
 
 class Watch:

@@ -57,6 +57,19 @@ class Alice:
             await delivery.ack()
 
 
+async def until_refused(bus: Bus, events: list[tuple[str, str]]) -> None:
+    for _ in range(100):
+        await bus.publish_many(events)
+
+
+def refusal(connection: psycopg.Connection[Any], statement: str) -> type[Exception] | None:
+    try:
+        connection.execute(statement)
+    except psycopg.Error as error:
+        return type(error)
+    return None
+
+
 # Redis
 
 
@@ -207,9 +220,9 @@ async def test_known_limits_of_one_redis_for_two_tenants(
             with contextlib.suppress(redis.exceptions.OutOfMemoryError):
                 for number in range(100):
                     client.execute_command("HSET", "{bob:0}:fill", str(number), "x" * 100_000)
+            large = [("more", "x" * 10_000)] * 50
             with pytest.raises(EventBusError, match="OOM"):
-                for _ in range(1000):
-                    await alice.bus.publish("more", "x" * 10_000)
+                await until_refused(alice.bus, large)
         finally:
             operator.config_set("maxmemory", 0)
     await alice.is_intact()
@@ -300,9 +313,7 @@ async def test_postgres_refuses_what_one_tenant_tries_on_another(
                 with contextlib.suppress(psycopg.errors.DivisionByZero):
                     bob.execute(attempt)
                 continue
-            with pytest.raises(psycopg.errors.InsufficientPrivilege):
-                bob.execute(attempt)
-                raise AssertionError(attempt)
+            assert refusal(bob, attempt) == psycopg.errors.InsufficientPrivilege, attempt
     await tenant.is_intact()
 
 

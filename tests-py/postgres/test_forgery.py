@@ -12,7 +12,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from eventbus import Bus, connect
+from eventbus import Bus, OperationTimeout, SerializationError, connect
 from eventbus.migration import migrate
 from eventbus.testing import eventually
 from postgres.conftest import Caller, MakeBus
@@ -262,6 +262,35 @@ async def test_a_role_that_connects_reads_no_topic_and_no_body_of_a_bus_with_a_t
     await eventually(lambda: heard[-1] == "seen", timeout=WITHIN)
 
 
+async def test_a_publisher_that_hears_of_nothing_learns_that_bodies_go_to_a_table(
+    make_bus: MakeBus, attacker: Attacker, caller: Caller
+) -> None:
+    # It only publishes, so it listens to nothing.
+    joining, publisher = await make_bus(), await make_bus()
+    receiver = await make_bus(broadcast_bodies="table")
+    heard = await hearing(receiver)
+    await publisher.publish("t", "secret 1")
+    with pytest.raises(SerializationError, match="table"):
+        async with caller.transaction():
+            await joining.publish("t", "secret 2", connection=caller.connection)
+
+    async def joined() -> bool:
+        try:
+            async with caller.transaction():
+                await joining.publish("t", "secret 3", connection=caller.connection)
+        except SerializationError:
+            return False
+        return True
+
+    await eventually(joined, timeout=WITHIN)
+    await caller.settle()
+    await eventually(lambda: heard == ["secret 1", "secret 3"], timeout=WITHIN)
+    notices = attacker.connection.notifies(timeout=1.0)
+    texts = [notice.payload async for notice in notices if notice.payload.startswith("b")]
+    assert len(texts) == 2
+    assert not any(b"secret" in packed(text) for text in texts)
+
+
 async def test_nothing_is_stored_for_nobody(
     server: PostgresServer, schema: str, make_bus: MakeBus
 ) -> None:
@@ -269,6 +298,36 @@ async def test_nothing_is_stored_for_nobody(
     for n in range(5):
         await bus.publish("t", n)
     assert server.execute(f"select count(*) from {schema}.large") == [(0,)]
+
+
+# Locks
+
+
+async def test_a_known_limit_who_connects_stops_publishes_by_a_lock_at_a_bounded_cost(
+    schema: str,
+) -> None:
+    with PostgresServer() as server:
+        server.execute("create role counted login superuser")
+        server.execute("alter role counted set track_functions = 'all'")
+        server.execute("create role nobody login")
+        await migrate(server.url(), schema=schema)
+        url, options = server.url(user="counted"), {"schema": schema, "sweep": 60.0}
+        async with connect(url, op_timeout=2.0, **options) as bus:
+            [(version,)] = server.execute(f"select version from {schema}.registry")
+            lock = "hashtext(%s), %s"
+            held = (f"eventbus:{schema}", version)
+            with psycopg.connect(server.url(user="nobody"), autocommit=True) as nobody:
+                nobody.execute(f"select pg_advisory_lock({lock})", held)
+                with pytest.raises(OperationTimeout):
+                    await bus.publish("t", 1)
+            # His session has ended.
+            await bus.publish("t", 2)
+        [(calls,)] = server.execute(
+            "select calls from pg_stat_user_functions "
+            "where schemaname = %s and funcname = 'routes'",
+            schema,
+        )
+        assert calls < 2 / 0.02 + 20
 
 
 # Floods

@@ -1,4 +1,4 @@
-"""A server that means harm: it speaks just enough of a protocol and then sends what it was told to."""
+"""A server that means harm: it speaks enough of a protocol, and then sends what it was told."""
 
 from __future__ import annotations
 

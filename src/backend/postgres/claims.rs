@@ -137,14 +137,15 @@ async fn take(live: &Live, request: &ClaimRequest) -> Result<Vec<Delivery>> {
         Some(row) => column::<Option<i64>>(row, 0)?.is_none(),
         None => false,
     };
-    if let Some((row, wait)) = rows.pop_if(|_| is_empty).zip(wait) {
-        live.armed.arm(request, Armed { wait, seen, pause: pause(&row, 11)?, at: Instant::now() });
-    }
+    let last = rows.pop_if(|_| is_empty);
     if !rows.is_empty() {
         live.hollow.clear(group);
-        if let Some(id) = group_id {
-            live.wakes.of(id).in_vain.fill();
+        if let Some(wait) = &wait {
+            wait.in_vain.fill();
         }
+    }
+    if let Some((row, wait)) = last.zip(wait) {
+        live.armed.arm(request, Armed { wait, seen, pause: pause(&row, 11)?, at: Instant::now() });
     }
     let mut found: Vec<(i16, i64, Delivery)> =
         rows.iter().map(|row| delivery(&request.group, row)).collect::<Result<_>>()?;

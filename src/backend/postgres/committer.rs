@@ -24,6 +24,9 @@ use crate::nudge::{Crowd, Nudge};
 
 /// What may wait to be committed, in units of 1 KiB or one transaction: 64 MiB.
 const BUFFER: u32 = 65_536;
+/// How often in a row a parcel may be refused for an old registry at once, and the pause beyond that.
+const OFTEN_STALE: u32 = 5;
+const STALE_PAUSE: Duration = Duration::from_millis(20);
 /// Most calls that are taken at once.
 const MOST_CALLS: usize = 4_096;
 
@@ -197,7 +200,7 @@ impl Committer {
         if !knows_groups(items, &registry) {
             registry = self.refresh().await.map_err(|error| (items.len(), error))?;
         }
-        let mut attempt = 0;
+        let (mut attempt, mut stale) = (0, 0);
         // Whether the server may have done it although it did not say so.
         let mut unknown = false;
         // Why it did not, the last time that it said so.
@@ -225,6 +228,11 @@ impl Committer {
             };
             let failure = match fault {
                 Fault::Stale if Instant::now() < deadline => {
+                    stale += 1;
+                    if stale > OFTEN_STALE {
+                        // Not declarations any more: somebody may hold the lock of the version.
+                        tokio::time::sleep(STALE_PAUSE).await;
+                    }
                     registry = self.refresh().await.map_err(|error| (count, error))?;
                     continue;
                 }

@@ -23,6 +23,8 @@ static NEXT: AtomicU64 = AtomicU64::new(1);
 struct Parcel<'a> {
     bus: &'a str,
     dedup_window: i64,
+    /// Whether notifications only name broadcasts, as far as this process knows.
+    parts: bool,
     steps: Vec<Line<'a>>,
 }
 
@@ -113,7 +115,8 @@ impl Joins for PostgresBackend {
         let registry = live.registry.get();
         let line = |op| Line::of(op, &live.style, registry.parts);
         let steps = transaction.ops.iter().map(line).collect();
-        let parcel = Parcel { bus: &registry.bus, dedup_window: live.dedup_window, steps };
+        let (bus, parts) = (registry.bus.as_str(), registry.parts);
+        let parcel = Parcel { bus, dedup_window: live.dedup_window, parts, steps };
         let argument = serde_json::to_string(&parcel)
             .map_err(|error| Error::Internal { reason: error.to_string() })?;
         let text = live.link.schema.sql("select @schema@.transact($1::text)");
@@ -133,8 +136,8 @@ impl Joins for PostgresBackend {
     fn failure(&self, code: &str, said: &str) -> Option<Error> {
         let schema = &self.config.schema;
         let reason = format!("{said} ({code})");
-        if code == "EB007" {
-            // The schema may have been made anew.
+        if matches!(code, "EB007" | "40001") {
+            // The schema may have been made anew, or its settings changed.
             if let Ok(live) = self.live() {
                 let (registry, pool) = (Arc::clone(&live.registry), Arc::clone(&live.pool));
                 live.link.tasks.spawn(async move {

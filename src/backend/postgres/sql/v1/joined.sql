@@ -93,8 +93,8 @@ begin
     return v_results;
 end $$;
 
--- Applies steps given as text: {"bus": …, "dedup_window": microseconds, "steps": [{"kind": …}, …]}
--- with the fields of o_*, bodies in base64. Text, as every driver sends it as it is.
+-- Applies steps given as text: {"bus": …, "dedup_window": microseconds, "parts": whether notifications
+-- only name broadcasts, "steps": [{"kind": …}, …]} with the fields of o_*, bodies in base64. Text, as every driver sends it as it is.
 create function transact(p_parcel text) returns bigint[]
 language plpgsql set search_path from current as $$
 declare
@@ -103,6 +103,14 @@ begin
     if not exists (select 1 from identity i where i.id = (v_parcel ->> 'bus')::uuid) then
         raise exception 'database "%" holds another bus in schema "%"',
             current_database(), current_schema() using errcode = 'EB007';
+    end if;
+    if exists (select 1 from registry r where r.parts and not (v_parcel ->> 'parts')::boolean)
+        and exists (
+            select 1 from jsonb_array_elements(v_parcel -> 'steps') s (step)
+            where s.step ->> 'notify' like 'b%'
+        )
+    then
+        raise exception 'bodies of broadcasts go to a table now' using errcode = '40001';
     end if;
     return (
         select apply_steps((v_parcel ->> 'dedup_window')::bigint,
