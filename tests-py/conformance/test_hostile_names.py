@@ -80,10 +80,10 @@ async def test_a_hostile_pattern_matches_what_it_says(bus: Bus, hostile: str) ->
 
     heard: list[str] = []
     handled: list[str] = []
+    # A pattern has at most 255 bytes, as a topic has.
+    wider = f"{hostile if len(hostile.encode()) < 255 else hostile[:-1]}*"
     await bus.subscribe("x", lambda event: heard.append(event.topic), pattern=hostile)
-    await bus.consume(
-        None, lambda event: handled.append(event.topic), pattern=f"{hostile}*", group="g"
-    )
+    await bus.consume(None, lambda event: handled.append(event.topic), pattern=wider, group="g")
     await bus.subscribe("END", lambda event: heard.append(event.topic))
     topics = [hostile, "a", "drop table messages"]
     for topic in [*topics, "END"]:
@@ -91,7 +91,7 @@ async def test_a_hostile_pattern_matches_what_it_says(bus: Bus, hostile: str) ->
     # Of two subscriptions either may run first.
     expected = sorted(["END", *(topic for topic in topics if fnmatchcase(topic, hostile))])
     await eventually(lambda: sorted(heard) == expected)
-    wanted = [topic for topic in topics if fnmatchcase(topic, f"{hostile}*")]
+    wanted = [topic for topic in topics if fnmatchcase(topic, wider)]
     await eventually(lambda: sorted(handled) == sorted(wanted))
 
 
