@@ -65,6 +65,7 @@ from eventbus.types import (
     PublishOptions,
     Record,
     Since,
+    UnreadableRecord,
     new_id,
 )
 from eventbus.waiting import Unattended, listed, work_left
@@ -988,9 +989,14 @@ class Bus(CoreBus):
             prefix: What the keys begin with.
             after: Only keys greater than this one: the last key of the page before.
             limit: Most records to return.
+
+        A record whose value cannot be decoded raises ``DecodeError`` where its ``value`` is read.
         """
         found = await self._scan(_text("prefix", prefix), after, _positive("limit", limit))
-        return [Record(*record) for record in found]
+        return [
+            Record(key, version, value) if error is None else UnreadableRecord(key, version, error)
+            for key, version, value, error in found
+        ]
 
     # Operation
 

@@ -225,6 +225,36 @@ class Record:
     value: Any
 
 
+class UnreadableRecord(Record):
+    """A record of a page whose value cannot be decoded; it keeps nobody from the others."""
+
+    __slots__ = ("_error",)
+    _error: BaseException
+
+    def __init__(self, key: str, version: int, error: BaseException) -> None:
+        """Keep why there is no value."""
+        object.__setattr__(self, "key", key)
+        object.__setattr__(self, "version", version)
+        object.__setattr__(self, "_error", error)
+
+    @property
+    def value(self) -> Any:
+        """Raise ``DecodeError``."""
+        raise self._error
+
+    def __repr__(self) -> str:
+        """Return key, version, and why there is no value."""
+        return f"Record(key={self.key!r}, version={self.version!r}, error={str(self._error)!r})"
+
+    def __eq__(self, other: object) -> bool:
+        """Whether it is the same object: there is no value to compare."""
+        return self is other
+
+    def __hash__(self) -> int:
+        """Return a hash of key and version."""
+        return hash((self.key, self.version))
+
+
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
     """A message that ended without being handled.

@@ -712,7 +712,7 @@ impl CoreBus {
         }))
     }
 
-    /// Reads records by prefix, in key order.
+    /// Reads records by prefix, in key order; as (key, version, value, why it has none).
     fn _scan(
         slf: &Bound<'_, Self>,
         prefix: String,
@@ -726,7 +726,7 @@ impl CoreBus {
             Ok(Pending::run(scan, move |py, records| {
                 let records = records
                     .iter()
-                    .map(|record| options::record(py, record, &limits))
+                    .map(|record| options::scanned(py, record, &limits))
                     .collect::<PyResult<Vec<_>>>()?;
                 Ok(PyList::new(py, records)?.into_any().unbind())
             }))

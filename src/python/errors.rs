@@ -5,6 +5,8 @@ use pyo3::{PyErr, Python};
 use crate::codec::json::INT_TOO_LONG;
 use crate::error::Error;
 
+pub(super) use classes::DecodeError;
+
 mod classes {
     pyo3::import_exception!(eventbus.errors, BusClosedError);
     pyo3::import_exception!(eventbus.errors, ConfigError);

@@ -9,6 +9,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDateTime, PyDelta, PyDeltaAccess, PyDict, PyInt, PyList, PyString};
 
 use super::convert::{self, time};
+use super::errors::DecodeError;
 use super::event::{PyEvent, event_id_of};
 use crate::backend::{
     DeadLetter, Due, EventKey, Message, MessageId, MessageInfo, Op, Overflow, Record, Since,
@@ -496,6 +497,19 @@ impl PyConsumeOptions {
 pub(crate) fn record(py: Python<'_>, record: &Record, limits: &Limits) -> PyResult<Py<PyAny>> {
     let value = convert::decode_value(py, &record.value, limits)?;
     Ok((&*record.key, record.version, value).into_pyobject(py)?.into_any().unbind())
+}
+
+/// Renders a record of a page as (key, version, value, why it has none): one that cannot be decoded
+/// keeps nobody from the others.
+pub(crate) fn scanned(py: Python<'_>, record: &Record, limits: &Limits) -> PyResult<Py<PyAny>> {
+    let (value, error) = match convert::decode_value(py, &record.value, limits) {
+        Ok(value) => (value.into_any(), None),
+        Err(error) if error.is_instance_of::<DecodeError>(py) => {
+            (py.None().into_bound(py), Some(error.into_value(py)))
+        }
+        Err(error) => return Err(error),
+    };
+    Ok((&*record.key, record.version, value, error).into_pyobject(py)?.into_any().unbind())
 }
 
 /// Renders a count.

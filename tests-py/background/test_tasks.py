@@ -278,6 +278,7 @@ async def test_records_that_others_forged_do_not_keep_lost_tasks_from_ending() -
     forged["background/task/a"] = {"status": "evil"}
     forged["background/running/b"] = {"owner": "dead"}
     forged["background/task/b"] = TaskState(task_id="b").to_dict() | {"status": "evil"}
+    forged["background/running/c"] = {(2**61 - 1) * (n + 64) for n in range(100)}  # undecodable
     forged[f"background/running/{lost}"] = {"owner": "dead"}
     forged[f"background/task/{lost}"] = TaskState(task_id=str(lost)).to_dict()
     async with connect("memory://") as bus:

@@ -110,3 +110,21 @@ async def test_a_pattern_is_as_long_as_a_topic_at_most(bus: Bus) -> None:
         with pytest.raises(TopicError, match=limit):
             async with bus.stream(pattern=long):
                 pass
+
+
+async def test_a_record_that_cannot_be_decoded_keeps_nobody_from_the_others(bus: Bus) -> None:
+    async with bus.transaction() as tx:
+        for key, value in (("r/1", "one"), ("r/2", FLOOD), ("r/3", "three")):
+            tx.put(key, value)
+    page = await bus.scan("r/")
+    assert [(record.key, record.version) for record in page] == [("r/1", 1), ("r/2", 1), ("r/3", 1)]
+    assert (page[0].value, page[2].value) == ("one", "three")
+    assert "members of one hash" in repr(page[1])
+    with pytest.raises(DecodeError, match="members of one hash"):
+        _ = page[1].value
+    with pytest.raises(DecodeError, match="members of one hash"):
+        await bus.read("r/2")
+    # The way to be rid of it.
+    async with bus.transaction() as tx:
+        tx.delete("r/2", if_version=page[1].version)
+    assert [record.key for record in await bus.scan("r/")] == ["r/1", "r/3"]

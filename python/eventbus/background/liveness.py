@@ -9,7 +9,7 @@ from typing import Any, Protocol, cast
 
 from eventbus.bus import Bus
 from eventbus.delivery import Transaction
-from eventbus.errors import VersionConflict
+from eventbus.errors import DecodeError, VersionConflict
 from eventbus.types import Record
 
 __all__ = ["Liveness", "RecordLiveness"]
@@ -43,7 +43,10 @@ class Liveness(Protocol):
 
 def _owner(record: Record) -> str | None:
     """Return the manager that runs a task; ``None`` when somebody else wrote the record."""
-    value: Any = record.value
+    try:
+        value: Any = record.value
+    except DecodeError:
+        return None
     fields: Mapping[Any, Any] = cast("Any", value) if isinstance(value, dict) else {}
     owner: Any = fields.get("owner")
     return owner if isinstance(owner, str) else None
