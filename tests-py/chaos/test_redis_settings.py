@@ -52,7 +52,7 @@ async def test_the_channels_of_a_foreign_wire_are_those_of_all_databases(
     seen: list[Any] = []
     async with (
         connect(forgetful.url(1), wire="dataknobs", **OPTIONS) as one,
-        connect(forgetful.url(2), **OPTIONS) as two,
+        connect(forgetful.url(2), hear=("dataknobs",), **OPTIONS) as two,
     ):
         await two.subscribe("news", lambda event: seen.append(event.payload))
         await one.publish("news", {"n": 1})
