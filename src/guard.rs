@@ -99,12 +99,12 @@ impl Drop for Asked {
 
 /// Whether the login of one connection is over.
 #[derive(Debug)]
-pub struct Gate {
+pub struct LoginGate {
     room: Arc<Room>,
     is_open: AtomicBool,
 }
 
-impl Gate {
+impl LoginGate {
     /// Returns the gate of a new connection.
     pub fn new(room: &Arc<Room>) -> Arc<Self> {
         Arc::new(Self { room: Arc::clone(room), is_open: AtomicBool::new(false) })
@@ -130,7 +130,7 @@ pub trait Meter: Unpin {
 pub struct Guarded<S, M> {
     inner: S,
     /// What measures; `None`: what is inside is measured elsewhere.
-    meter: Option<(M, Arc<Gate>)>,
+    meter: Option<(M, Arc<LoginGate>)>,
     /// Bytes that came before the login was over.
     early: usize,
     broken: bool,
@@ -138,7 +138,7 @@ pub struct Guarded<S, M> {
 
 impl<S, M: Meter> Guarded<S, M> {
     /// Measures what is read from a stream.
-    pub fn new(inner: S, meter: M, gate: Arc<Gate>) -> Self {
+    pub fn new(inner: S, meter: M, gate: Arc<LoginGate>) -> Self {
         Self { inner, meter: Some((meter, gate)), early: 0, broken: false }
     }
 

@@ -17,7 +17,7 @@ from eventbus.redis_setup import redis_setup
 __all__ = ["add_url", "main", "read_url"]
 
 _URL_LIMIT = 65_536  # bytes of a file or of standard input
-# What argparse says without repeating a word of the command line.
+# The messages of argparse that repeat no word of the command line.
 _SILENT = re.compile(
     r"the following arguments are required: .*|argument [^:]*: expected one argument|"
     r"argument [^:]*: must be a name"

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Unpack
 
 from eventbus import _eventbus
-from eventbus.backends import plan
-from eventbus.errors import ConfigError, UnsupportedError
+from eventbus.target import plan_of
 
 if TYPE_CHECKING:
     from eventbus.config import BusOptions
@@ -46,8 +44,9 @@ async def migrate(
 
     Args:
         url: Where the bus is: ``postgresql://…``; the variable ``EVENTBUS_URL`` by default.
-        grant_role: Let this role use the bus, with ``migrate=False``: usage of the schema and its
-            sequences; select, insert, update and delete on its tables.
+        grant_role: Let this role use the bus, with ``migrate=False``: usage of the schema, and on
+            each table and sequence what the bus needs. What an earlier version gave beyond that
+            is taken away.
         dry_run: Only say which statements are missing.
         **options: Those of ``connect``, such as ``schema`` and ``password``.
 
@@ -57,14 +56,8 @@ async def migrate(
         ConnectError: The server cannot be reached.
         UnsupportedError: The bus is not over Postgres.
     """
-    text = url if url is not None else os.environ.get("EVENTBUS_URL")
-    if not text:
-        raise ConfigError("no URL: give postgresql://… or set EVENTBUS_URL")
-    planned = plan(text, options)
-    if planned.kind != "postgres":
-        raise UnsupportedError(
-            f"a {planned.kind} bus has no schema: migrate is for postgresql:// only"
-        )
+    why = "has no schema: migrate is for postgresql:// only"
+    planned = plan_of("postgres", url, options, "postgresql", why)
     found, version, statements = await _eventbus.migrate(planned.config, grant_role, not dry_run)
     schema = planned.config.get("schema", "eventbus")
     return Migration(schema=schema, found=found, version=version, statements=statements)

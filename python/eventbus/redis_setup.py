@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Unpack
 
 from eventbus import _eventbus
-from eventbus.backends import plan
-from eventbus.errors import ConfigError, UnsupportedError
+from eventbus.target import plan_of
 
 if TYPE_CHECKING:
     from eventbus.config import BusOptions
@@ -51,13 +49,7 @@ async def redis_setup(
             any.
         UnsupportedError: The bus is not over Redis.
     """
-    text = url if url is not None else os.environ.get("EVENTBUS_URL")
-    if not text:
-        raise ConfigError("no URL: give redis://… or set EVENTBUS_URL")
-    planned = plan(text, options)
-    if planned.kind != "redis":
-        raise UnsupportedError(
-            f"a {planned.kind} bus has no functions: redis-setup is for redis:// only"
-        )
+    why = "has no functions: redis-setup is for redis:// only"
+    planned = plan_of("redis", url, options, "redis", why)
     library, code, servers = await _eventbus.redis_setup(planned.config, not dry_run)
     return RedisSetup(library=library, text=code, servers=dict(servers))

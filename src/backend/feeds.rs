@@ -44,7 +44,7 @@ impl Feed {
 #[derive(Debug, Default)]
 pub(super) struct Feeds {
     state: Arc<Mutex<State>>,
-    /// What every frame must pass before a listener is offered it.
+    /// Verifies every frame before a listener is offered it; none on a bus without keys.
     gate: Option<Arc<Gate>>,
 }
 

@@ -1,4 +1,4 @@
-//! What a bus with signing keys lets in: it signs what is sent, and counts what is refused.
+//! Verifies the signatures of messages on a bus with signing keys, and counts those it refuses.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -41,18 +41,17 @@ impl Gate {
     /// Whether a broadcast is let in that came live; one that is not is counted.
     #[must_use]
     pub fn admits(&self, topic: &str, body: &[u8]) -> bool {
-        let admitted = self.keys.verify(topic, body);
-        if !admitted {
-            self.refuse();
-        }
-        admitted
+        self.counted(self.keys.verify(topic, body))
     }
 
     /// Whether something is let in that the backend had stored: a queue entry, or a broadcast that was
     /// kept. One that is not is counted.
     #[must_use]
     pub fn admits_stored(&self, topic: &str, body: &[u8]) -> bool {
-        let admitted = self.is_good(topic, body);
+        self.counted(self.is_good(topic, body))
+    }
+
+    fn counted(&self, admitted: bool) -> bool {
         if !admitted {
             self.refuse();
         }

@@ -135,7 +135,7 @@ pub(super) struct Replay<K> {
     pub(super) hint: Arc<Hint>,
     /// How long to wait for a hint; `None` = every change is hinted at.
     pub(super) sweep: Option<Duration>,
-    /// What every frame must pass.
+    /// Verifies every frame; none on a bus without keys.
     pub(super) gate: Option<Arc<Gate>>,
 }
 

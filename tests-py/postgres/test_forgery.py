@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import time
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import psycopg
@@ -47,6 +48,17 @@ class Attacker:
             if notice.payload.startswith("b"):
                 return notice.payload
         raise AssertionError("nothing was heard")
+
+
+@asynccontextmanager
+async def counting(schema: str) -> AsyncIterator[tuple[PostgresServer, str]]:
+    """Start a server with a bus, a role ``nobody``, and a URL by which calls of functions count."""
+    with PostgresServer() as server:
+        server.execute("create role counted login superuser")
+        server.execute("alter role counted set track_functions = 'all'")
+        server.execute("create role nobody login")
+        await migrate(server.url(), schema=schema)
+        yield server, server.url(user="counted")
 
 
 @pytest.fixture
@@ -307,12 +319,8 @@ async def test_nothing_is_stored_for_nobody(
 async def test_a_known_limit_who_connects_stops_publishes_by_a_lock_at_a_bounded_cost(
     schema: str,
 ) -> None:
-    with PostgresServer() as server:
-        server.execute("create role counted login superuser")
-        server.execute("alter role counted set track_functions = 'all'")
-        server.execute("create role nobody login")
-        await migrate(server.url(), schema=schema)
-        url, options = server.url(user="counted"), {"schema": schema, "sweep": 60.0}
+    async with counting(schema) as (server, url):
+        options = {"schema": schema, "sweep": 60.0}
         async with connect(url, op_timeout=2.0, **options) as bus:
             [(version,)] = server.execute(f"select version from {schema}.registry")
             lock = "hashtext(%s), %s"
@@ -338,13 +346,8 @@ async def test_a_known_limit_who_connects_stops_publishes_by_a_lock_at_a_bounded
 async def test_a_flood_of_forged_notifications_costs_a_bounded_number_of_calls(
     schema: str, attacker: Attacker, key: str | None, caplog: pytest.LogCaptureFixture
 ) -> None:
-    # A server of its own: it counts the calls of functions.
-    with PostgresServer() as server:
-        server.execute("create role counted login superuser")
-        server.execute("alter role counted set track_functions = 'all'")
-        server.execute("create role nobody login")
-        await migrate(server.url(), schema=schema)
-        url, options = server.url(user="counted"), {"schema": schema, "sweep": 60.0}
+    async with counting(schema) as (server, url):
+        options = {"schema": schema, "sweep": 60.0}
         async with connect(url, signing_key=key, retention_max=10, **options) as bus:
             heard = await hearing(bus)
             await bus.subscribe("kept", lambda event: None, since="beginning")

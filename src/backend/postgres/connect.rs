@@ -16,7 +16,7 @@ use super::fault;
 use super::meter::Messages;
 use crate::config::{Endpoint, PostgresConfig};
 use crate::error::{Error, Result};
-use crate::guard::{Gate, Guarded, Room};
+use crate::guard::{Guarded, LoginGate, Room};
 use crate::net::{self, Plain, Stream, Tls};
 
 /// The connection half that must be polled.
@@ -69,13 +69,13 @@ impl Connector {
         net::failed(&self.endpoint, reason)
     }
 
-    fn handshake(&self, gate: &Arc<Gate>) -> Handshake {
+    fn handshake(&self, gate: &Arc<LoginGate>) -> Handshake {
         let (tls, endpoint, gate) = (self.tls.clone(), self.endpoint.clone(), Arc::clone(gate));
         Handshake { tls, endpoint, gate }
     }
 
     /// Connects a socket whose messages are measured: here, or inside TLS.
-    async fn socket(&self, gate: &Arc<Gate>) -> Result<Measured> {
+    async fn socket(&self, gate: &Arc<LoginGate>) -> Result<Measured> {
         let plain = net::connect(&self.endpoint).await?;
         Ok(match &self.tls {
             Some(_) => Guarded::off(plain),
@@ -86,7 +86,7 @@ impl Connector {
     /// Connects and logs in.
     pub(super) async fn open(&self) -> Result<(Client, Wire)> {
         let opening = async {
-            let gate = Gate::new(&self.room);
+            let gate = LoginGate::new(&self.room);
             let socket = self.socket(&gate).await?;
             let opened = self.login.connect_raw(socket, self.handshake(&gate)).await;
             gate.open();
@@ -101,7 +101,7 @@ impl Connector {
     /// Asks the server to end what a session is doing; a failure changes nothing.
     pub(super) async fn cancel(&self, token: tokio_postgres::CancelToken) {
         let cancelling = async {
-            let gate = Gate::new(&self.room);
+            let gate = LoginGate::new(&self.room);
             if let Ok(socket) = self.socket(&gate).await {
                 // The session is given up either way.
                 let _ = token.cancel_query_raw(socket, self.handshake(&gate)).await;
@@ -126,7 +126,7 @@ fn socket_file(endpoint: &Endpoint) -> Endpoint {
 struct Handshake {
     tls: Option<Tls>,
     endpoint: Endpoint,
-    gate: Arc<Gate>,
+    gate: Arc<LoginGate>,
 }
 
 impl TlsConnect<Measured> for Handshake {

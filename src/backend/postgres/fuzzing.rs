@@ -1,4 +1,4 @@
-//! What `fuzz/` gives any text to: the reader of notifications.
+//! The reader of notifications, opened for the fuzz target that gives it any text.
 #![allow(missing_docs)]
 
 use uuid::Uuid;

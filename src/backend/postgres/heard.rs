@@ -12,7 +12,7 @@ const MOST_PRODUCERS: usize = 10_000;
 /// Most notifications that are remembered one by one.
 const MOST_TEXTS: usize = 65_536;
 
-/// What was heard.
+/// The notifications that were received, as far as they are remembered.
 #[derive(Debug, Default)]
 pub(super) struct Heard {
     signed: Mutex<HashMap<u128, Stamp, RandomState>>,

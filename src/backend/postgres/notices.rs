@@ -1,4 +1,4 @@
-//! What the listening connection does with what it hears.
+//! Handles the notifications that the listening connection receives.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;

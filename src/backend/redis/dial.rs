@@ -13,7 +13,7 @@ use super::identity::{self, ServerId};
 use super::meter::Replies;
 use crate::config::{Endpoint, RedisConfig, Secret, Topology};
 use crate::error::{Error, Result};
-use crate::guard::{Gate, Guarded, Room};
+use crate::guard::{Guarded, LoginGate, Room};
 use crate::net::{self, Stream, Tls};
 use crate::nudge::Nudge;
 
@@ -160,7 +160,7 @@ impl Dialer {
             Some(tls) => tls.wrap(endpoint, plain).await?,
             None => Stream::Plain(plain),
         };
-        let gate = Gate::new(&self.room);
+        let gate = LoginGate::new(&self.room);
         let stream = Guarded::new(stream, Replies::default(), Arc::clone(&gate));
         let mut info = RedisConnectionInfo::default()
             .set_db(login.db)

@@ -139,7 +139,7 @@ def _add_url(found: Found, source: str, text: str) -> list[tuple[str, str]]:
     problems = parts.problems
     read_postgres_url(parts, said.values, problems)
     found.problems += problems + said.problems
-    # What stands behind a password may be part of it, after a bare &.
+    # Text after a bare & may be the rest of a password.
     found.unknown += ["…" if key in parts.doubtful else key for key in said.unknown]
     for key, value in said.values.items():
         found.values.setdefault(key, value)
